@@ -1,0 +1,1 @@
+"""Dynamic-LLaVA in JAX/Flax."""

@@ -1,0 +1,78 @@
+"""Checks that every config dataclass runs on itself, so that a wrong value is named at once."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from dynllava_jax.errors import InputError
+
+
+def check_fields(config: Any) -> None:
+    """Compares each field of a dataclass with its annotation.
+
+    Raises:
+        InputError: names the class, the field, the type wanted and the value given.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            raise InputError(
+                f"{type(config).__name__}.{field.name} must be {_spell(hints[field.name])}, not {value!r} "
+                f"({type(value).__name__})."
+            )
+
+
+def check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{type(config).__name__}.{name} must be above 0, not {getattr(config, name)!r}.")
+
+
+def check_rate(config: Any, *names: str) -> None:
+    """A keep rate lies in (0, 1]."""
+    for name in names:
+        rate = getattr(config, name)
+        if not 0.0 < rate <= 1.0:
+            raise InputError(f"{type(config).__name__}.{name} must lie in (0, 1], not {rate!r}.")
+
+
+def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    if getattr(config, name) not in choices:
+        raise InputError(
+            f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}."
+        )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if hint is Any:
+        return True
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def _spell(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_spell(arg) for arg in args)
+    if origin is typing.Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin is tuple:
+        return f"a tuple of {_spell(args[0])}" if args[-1] is Ellipsis else f"a tuple of {len(args)}"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

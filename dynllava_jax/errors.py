@@ -1,0 +1,13 @@
+"""The two ways in which this package says no."""
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that names the file, field or key and says what to do.
+
+    The library raises it before any device work; the command line prints it as
+    `dynllava: error: …` and exits with status 2.
+    """
+
+
+class CheckError(RuntimeError):
+    """A check that ran to its end and failed (exit status 1), such as a parity case out of tolerance."""

@@ -1,0 +1,36 @@
+"""Feed-forward blocks.
+
+D features, F hidden features.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dynllava_jax.nn.linear import Linear
+
+
+class GatedMlp(nnx.Module):
+    """Llama's SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, std: float):
+        self.gate = Linear(rngs, width, hidden, ("embed", "mlp"), std=std)
+        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), std=std)
+        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), std=std)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with biases around one activation (ViT blocks)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, activation: Callable[[jax.Array], jax.Array]):
+        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), bias=True)
+        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), bias=True)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.down(self.activation(self.up(x)))
