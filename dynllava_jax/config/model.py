@@ -87,12 +87,10 @@ class ModelConfig:
 
     def _check_token_packer(self, projector: TokenPackerProjector) -> None:
         if self.vision.grid % projector.scale:
-            raise InputError(
-                f"TokenPacker's scale {projector.scale} does not divide the {self.vision.grid}-patch side."
-            )
+            raise InputError(f"TokenPacker's scale {projector.scale} does not divide the grid of {self.vision.grid}.")
         if max(projector.levels) > self.vision.num_layers:
             raise InputError(
-                f"TokenPacker's levels {projector.levels} ask for more than the tower's {self.vision.num_layers} layers."
+                f"TokenPacker's levels {projector.levels} exceed the tower's {self.vision.num_layers} layers."
             )
         if self.vision.select_feature != "patch" or self.sparsity.tower_selector is not None:
             raise InputError("TokenPacker needs the whole patch grid: select_feature patch and no tower_selector.")

@@ -6,6 +6,11 @@ from dynllava_jax.config.check import check_fields, check_positive, check_rate
 from dynllava_jax.errors import InputError
 
 
+def _check_quarters(width: int) -> None:
+    if width < 4 or width % 4:
+        raise InputError(f"A predictor's width must be a multiple of 4, not {width}: its layers halve it twice.")
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearPredictor:
     """LayerNorm and one linear layer to the two logits: the smallest learned selector."""
@@ -87,8 +92,3 @@ class SparsityConfig:
         if getattr(self, f"{place}_selector") is None:
             return count
         return max(1, int(count * getattr(self, f"{place}_keep_rate")))
-
-
-def _check_quarters(width: int) -> None:
-    if width < 4 or width % 4:
-        raise InputError(f"A predictor's width must be a multiple of 4, not {width}: its layers halve it twice.")
