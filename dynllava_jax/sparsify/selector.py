@@ -1,0 +1,200 @@
+"""The protocol by which tokens are chosen: what a selector may look at, and what it answers.
+
+A selector is an `nnx.Module` built as `Class(rngs, context)`. Its parameters are part of the model. It judges the
+tokens of images (places tower, embed, image) or single text tokens (places output, instruct).
+
+B batch, S sequence, M images per sample, N tokens of one image, K kept of N, C their features, D decoder features,
+H heads, T text tokens.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast, get_args
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dynllava_jax.config.sparsity import Predictor
+from dynllava_jax.errors import InputError
+
+ImagePlace = Literal["tower", "embed", "image"]
+TextPlace = Literal["output", "instruct"]
+Place = ImagePlace | TextPlace
+
+IMAGE_PLACES: tuple[ImagePlace, ...] = get_args(ImagePlace)
+TEXT_PLACES: tuple[TextPlace, ...] = get_args(TextPlace)
+PLACES: tuple[Place, ...] = (*IMAGE_PLACES, *TEXT_PLACES)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ImageView:
+    """What a selector of image tokens may look at.
+
+    `features` are the tower's output (place tower), the projector's output (embed) or the hidden states that enter
+    decoder layer `sparse_layer` (image), one row per image token. `hidden`, `kind` (the token kinds of
+    `sparsify.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
+    sequence at place image and None before it. `attention` is filled when the selector `wants_attention`: that of
+    CLS over the patches (tower) or of the sequence's last query over the image tokens (image).
+    `keys` holds one key per sample, made from that sample's own seed.
+    """
+
+    features: Float[Array, "B M N C"]
+    present: Bool[Array, "B M"]
+    hidden: Float[Array, "B S D"] | None
+    kind: Int[Array, "B S"] | None
+    question: Bool[Array, "B S"] | None
+    attention: Float[Array, "B H M N"] | None
+    keys: Key[Array, " B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenView:
+    """What a selector of text tokens may look at: the hidden states entering layer `sparse_layer`.
+
+    `positions` count from the start of the answer (output) or of the instruction (instruct).
+    """
+
+    hidden: Float[Array, "B T D"]
+    positions: Int[Array, "B T"]
+    keys: Key[Array, " B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """K tokens made from N, instead of scores; `index` is the place among the N that each one takes, ascending."""
+
+    tokens: Float[Array, "B M K C"]
+    index: Int[Array, "B M K"]
+
+
+class ImageSelector(Protocol):
+    """Scores image tokens: the K highest are kept. A selector may declare `places` to be refused elsewhere."""
+
+    wants_attention: bool
+
+    def __call__(self, view: ImageView) -> Float[Array, "B M N"] | Merged: ...
+
+
+class TextSelector(Protocol):
+    """Judges each text token by itself: kept iff the margin is above 0. Padding must not change a neighbour."""
+
+    def __call__(self, view: TokenView) -> Float[Array, "B T"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectorContext:
+    """What a selector knows when it is built.
+
+    `width` is C or D, `count` N and `kept` K (both 0 at the text places), `predictor` the configured kind of
+    learned predictor.
+    """
+
+    width: int
+    count: int
+    kept: int
+    keep_rate: float
+    predictor: Predictor
+    place: Place
+
+    @property
+    def judges_text(self) -> bool:
+        return self.place in TEXT_PLACES
+
+
+_BUILT_IN = {  # name: (images, text). Named, not imported: the predictors are part of the model, a room above.
+    "learned": ("dynllava_jax.model.predictors:learned", "dynllava_jax.model.predictors:learned"),
+    "random": ("dynllava_jax.sparsify.baselines:RandomImage", "dynllava_jax.sparsify.baselines:RandomText"),
+    "stride": ("dynllava_jax.sparsify.baselines:StrideImage", "dynllava_jax.sparsify.baselines:StrideText"),
+}
+
+
+def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
+    """Builds the `ImageSelector` or `TextSelector` of that name, `"package.module:Class"` being a user's own.
+
+    Raises:
+        InputError: an unknown name, a module or class that is not there, a class that cannot be built as
+            `Class(rngs, context)`, whose instances are not callable, or that is not meant for this place.
+    """
+    make = _find(name, context)
+    try:
+        inspect.signature(make).bind(rngs, context)
+    except TypeError as error:
+        raise InputError(f"Selector {name} cannot be built as Class(rngs, context): {error}.") from error
+    selector = make(rngs, context)
+    if not isinstance(selector, nnx.Module) or not callable(selector):
+        raise InputError(
+            f"Selector {name} gives a {type(selector).__name__}; it must be an nnx.Module with __call__(view)."
+        )
+    places = getattr(selector, "places", PLACES)
+    if context.place not in places:
+        raise InputError(f"Selector {name} serves {', '.join(places)}, not {context.place}_selector.")
+    if not context.judges_text and not hasattr(selector, "wants_attention"):
+        raise InputError(f"Selector {name} judges images: say `wants_attention = False` (or True) in its class.")
+    return selector
+
+
+def check_result(selector: ImageSelector, context: SelectorContext, view: ImageView) -> Array | Merged:
+    """The selector's answer, held against the protocol while it is traced, so that nothing broadcasts silently.
+
+    Raises:
+        InputError: names the class and the shape wanted.
+    """
+    result, name = selector(view), type(selector).__name__
+    samples, images, count, width = view.features.shape
+    if isinstance(result, Merged):
+        wanted = (samples, images, context.kept, width)
+        if result.tokens.shape != wanted or result.index.shape != wanted[:3]:
+            raise InputError(
+                f"{name} merges into tokens {result.tokens.shape} at index {result.index.shape}; wanted are {wanted} "
+                f"and {wanted[:3]}."
+            )
+        return result
+    if result.shape != (samples, images, count):
+        raise InputError(f"{name} returns scores of shape {result.shape}; wanted is {(samples, images, count)}.")
+    return result.astype("float32")
+
+
+def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
+    if name in _BUILT_IN:
+        if name == "learned" and context.place in ("tower", "embed"):
+            raise InputError(f"SparsityConfig.{context.place}_selector has no learned form; use random or stride.")
+        name = _BUILT_IN[name][context.judges_text]
+    module_name, separator, attribute = name.partition(":")
+    if not (separator and module_name and attribute):
+        near = difflib.get_close_matches(name, _BUILT_IN, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"{context.place}_selector {name!r} is unknown; {hint}Give {', '.join(_BUILT_IN)} or "
+            "package.module:Class of your own."
+        )
+    module = _import(name, module_name)
+    try:
+        make = getattr(module, attribute)
+    except AttributeError:
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise InputError(f"Selector {name}: module {module_name} has no {attribute}{hint}") from None
+    if not callable(make):
+        raise InputError(f"Selector {name} is a {type(make).__name__}, not a class.")
+    return cast(Callable[..., Any], make)
+
+
+def _import(name: str, module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(missing + "."):
+            raise InputError(
+                f"Selector {name}: there is no module {missing}; is its folder on PYTHONPATH (or installed)?"
+            ) from None
+        raise InputError(f"Selector {name}: {module_name} needs the module {missing}, which is missing.") from error
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise InputError(f"Selector {name}: importing {module_name} failed with {error}.") from error
