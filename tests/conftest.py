@@ -1,0 +1,19 @@
+"""How every test runs: on eight simulated CPU devices, at full precision, with one compile cache for all workers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# jax reads these when it is imported, so they stand before anything that imports it. dynllava_jax itself must not be
+# imported here: the shape checker instruments only modules that are imported after it.
+os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8", JAX_DEFAULT_MATMUL_PRECISION="highest")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A soak is slow too, so that `-m 'not slow'` leaves both out."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.slow)
