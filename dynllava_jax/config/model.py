@@ -102,12 +102,16 @@ class ModelConfig:
         return max(self.vision.select_index, *levels) if levels else self.vision.select_index
 
     @property
+    def projected_tokens(self) -> int:
+        """Tokens per image that leave the projector."""
+        if isinstance(self.projector, TokenPackerProjector):
+            return (self.vision.grid // self.projector.scale) ** 2
+        return self.sparsity.kept("tower", self.vision.num_features)
+
+    @property
     def image_tokens(self) -> int:
         """P: slots that one image takes in the decoder's input sequence."""
-        count = self.sparsity.kept("tower", self.vision.num_features)
-        if isinstance(self.projector, TokenPackerProjector):
-            count = (self.vision.grid // self.projector.scale) ** 2
-        return self.sparsity.kept("embed", count)
+        return self.sparsity.kept("embed", self.projected_tokens)
 
     @property
     def kept_image_tokens(self) -> int:

@@ -1,0 +1,133 @@
+"""One pass over a whole prompt (and, without a cache, over the answer so far): shallow stack, selection, deep stack.
+
+B batch, S sequence, S2 deep sequence, M images, P image tokens of one image, K kept of P, D hidden size, V vocabulary.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dynllava_jax.config.sparsity import SparsityConfig
+from dynllava_jax.data.batch import Batch
+from dynllava_jax.data.spans import Kind
+from dynllava_jax.inference.cache import Block, Cache, StackCache
+from dynllava_jax.inference.selection import Selection, select
+from dynllava_jax.kernels import api
+from dynllava_jax.model.decoder import run_stack
+from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.probe import NOTHING, Probe
+from dynllava_jax.nn.constrain import constrain
+from dynllava_jax.nn.rope import Rope, rope
+from dynllava_jax.sparsify.policy import KeepPolicy, Threshold
+from dynllava_jax.sparsify.select import take
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefillPlan:
+    """The static side of a pass: shapes, and what is switched on.
+
+    Attributes:
+        sparsity: what is dropped (`SparsityConfig.dense()`: nothing).
+        deep_length: S2, slots of the deep sequence; every sample's kept tokens must fit.
+        shallow_capacity, deep_capacity: room in the caches; None: no cache is kept.
+        keep_policy: rule for answer tokens that stand in the batch (decoding without a cache).
+        probe: what to show besides.
+        attention: implementation of attention (see `kernels.api`).
+        dtype: compute dtype.
+    """
+
+    sparsity: SparsityConfig
+    deep_length: int
+    shallow_capacity: int | None = None
+    deep_capacity: int | None = None
+    keep_policy: KeepPolicy = Threshold()
+    probe: Probe = NOTHING
+    attention: api.Implementation = None
+    dtype: str = "float32"
+
+
+class PrefillOutput(NamedTuple):
+    """What a pass leaves behind.
+
+    Attributes:
+        logits: float32, of the last real token; of every deep slot when the probe asks for logits.
+        cache: both stacks', or None.
+        selection: what was kept.
+        kept_origin: patch that each kept image token stands for, or None without images.
+        trace: residual stream after every layer of the shallow and of the deep stack, or None.
+    """
+
+    logits: Float[Array, "B V"] | Float[Array, "B S2 V"]
+    cache: Cache | None
+    selection: Selection
+    kept_origin: Int[Array, "B M K"] | None
+    trace: tuple[Float[Array, "L B S D"], Float[Array, "L2 B S2 D"]] | None
+
+
+def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: PrefillPlan) -> PrefillOutput:
+    """Runs the prompt through both stacks (paper section 3.3.2, stage 1).
+
+    Args:
+        model: the weights.
+        batch: right-padded prompts with one slot per image token.
+        keys: one PRNG key per sample, used by selectors that draw.
+        plan: shapes and switches.
+    """
+    config, dtype = model.config, jnp.dtype(plan.dtype)
+    is_image = batch.kind == Kind.IMAGE
+    images = None
+    if batch.images is not None:
+        present = jnp.arange(batch.images.shape[1]) < batch.image_count[:, None]
+        images = model.image_tokens(batch.images, present, keys, dtype)
+    hidden = model.embed(batch.tokens, is_image, None if images is None else images.features, dtype)
+
+    def attend(query: Array, key: Array, value: Array, layer: Array) -> Array:
+        del layer
+        return api.attention(query, key, value, implementation=plan.attention)
+
+    by = rope(config.decoder, batch.positions)
+    last = jnp.maximum(batch.lengths - 1, 0)
+    watch = last if _wants_attention(model, batch, plan) else None
+    caching, trace = plan.shallow_capacity is not None, plan.probe.hidden
+    shallow = run_stack(
+        model.decoder.shallow, hidden, by, attend, capacity=plan.shallow_capacity, trace=trace, watch=watch
+    )
+    with jax.named_scope("selection"):
+        selection, hidden = select(model, batch, shallow, keys, plan.sparsity, plan.deep_length, plan.keep_policy)
+        order = selection.order
+        hidden = constrain(take(hidden, order), "batch", "seq", "embed")
+        by = Rope(take(by.cos, order), take(by.sin, order))
+    deep = run_stack(model.decoder.deep, hidden, by, attend, capacity=plan.deep_capacity, trace=trace)
+
+    out = deep.hidden
+    if not plan.probe.logits:
+        out = jnp.take_along_axis(out, jnp.maximum(selection.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    cache = None
+    if caching:
+        cache = Cache(
+            StackCache((Block(shallow.key, shallow.value),), batch.lengths),
+            StackCache((Block(deep.key, deep.value),), selection.lengths),
+        )
+    return PrefillOutput(
+        logits=model.decoder.logits(out),
+        cache=cache,
+        selection=selection,
+        kept_origin=_origin(images, selection),
+        trace=(shallow.trace, deep.trace) if shallow.trace is not None and deep.trace is not None else None,
+    )
+
+
+def _wants_attention(model: DynamicLlava, batch: Batch, plan: PrefillPlan) -> bool:
+    chosen = batch.images is not None and plan.sparsity.image_selector is not None
+    return chosen and model.image_predictor is not None and model.image_predictor.wants_attention
+
+
+def _origin(images, selection: Selection) -> Int[Array, "B M K"] | None:
+    if images is None:
+        return None
+    if selection.image_index is None:
+        return images.origin
+    return jnp.take_along_axis(images.origin, selection.image_index, axis=2)

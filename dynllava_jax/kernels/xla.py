@@ -1,0 +1,130 @@
+"""Attention in plain XLA: the truth that every kernel is compared with, and the default on CPU.
+
+B batch, H query heads, G key/value heads, R = H/G queries per group, S sequence (queries), N keys,
+T new tokens, C cache capacity, L layers, E head dimension. Scores and softmax are float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Blocks = Sequence[tuple[Float[Array, "L B G C E"], Float[Array, "L B G C E"]]]
+"""A stack's cache: blocks of keys and values whose capacities add up to the logical capacity."""
+
+
+def attention(
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    value: Float[Array, "B G S E"],
+) -> Float[Array, "B H S E"]:
+    """Causal self-attention. Padding stands on the right, so that no real query ever sees it."""
+    scores = _scores(query, key)
+    weights = jax.nn.softmax(jnp.where(_causal(query.shape[2]), scores, -jnp.inf), axis=-1)
+    return _combine(weights, value)
+
+
+def policy_attention(
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    value: Float[Array, "B G S E"],
+    policy: Float[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    eps: float = 1e-6,
+    causal: bool = True,
+) -> Float[Array, "B H S E"]:
+    """Attention under a keep policy, as training uses it in the deep layers (paper section 3.3, MaskedSoftmax)."""
+    return _combine(policy_weights(query, key, policy, lengths, eps=eps, causal=causal), value)
+
+
+def policy_weights(
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    policy: Float[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    eps: float = 1e-6,
+    causal: bool = True,
+) -> Float[Array, "B G R S S"]:
+    """The weights of `policy_attention` (official `softmax_with_policy`).
+
+    A dropped key (policy 0) is invisible to all but itself. The maximum runs over dropped keys too, and the
+    gradient flows through it. `eps / N` leaks to every real key; N and the leak count the sample's real keys
+    only, so that padding changes nothing.
+    """
+    size = query.shape[2]
+    scores = _scores(query, key)
+    real = (jnp.arange(size) < lengths[:, None])[:, None, None, None, :]
+    visible = jnp.logical_and(real, _causal(size)) if causal else jnp.broadcast_to(real, scores.shape)
+    highest = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=-1, keepdims=True)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    exponentials = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, 0.0)), 0.0)
+    kept = jnp.where(jnp.eye(size, dtype=bool), 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
+    kept = exponentials * kept
+    leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
+    return (kept + leak) / (jnp.sum(kept, axis=-1, keepdims=True) + eps)
+
+
+def cached_attention(
+    query: Float[Array, "B H T E"],
+    key: Float[Array, "B G T E"],
+    value: Float[Array, "B G T E"],
+    blocks: Blocks,
+    layer: Int[Array, ""],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B H T E"]:
+    """New tokens attend to the first `lengths` entries of the cache and, causally, to each other.
+
+    The cache is read-only here: a token that will not be stored still sees itself.
+    """
+    keys = [jax.lax.dynamic_index_in_dim(k, layer, 0, keepdims=False) for k, _ in blocks]
+    values = [jax.lax.dynamic_index_in_dim(v, layer, 0, keepdims=False) for _, v in blocks]
+    scores, start = [], 0
+    for cached in keys:
+        stop = start + cached.shape[2]
+        filled = jnp.arange(start, stop) < lengths[:, None]
+        scores.append(jnp.where(filled[:, None, None, None, :], _scores(query, cached), -jnp.inf))
+        start = stop
+    scores.append(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf))
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    parts = jnp.split(weights, list(_ends(keys)), axis=-1)
+    outputs = [_combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
+    return sum(outputs[1:], outputs[0])
+
+
+def query_weights(
+    query: Float[Array, "B H E"], key: Float[Array, "B G N E"], lengths: Int[Array, " B"]
+) -> Float[Array, "B H N"]:
+    """Attention weights of one query per sample over its real keys (what attention-based selectors rank by)."""
+    scores = _scores(query[:, :, None], key)[:, :, :, 0]
+    real = (jnp.arange(key.shape[2]) < lengths[:, None])[:, None, None, :]
+    weights = jax.nn.softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return weights.reshape(*query.shape[:2], -1)
+
+
+def _scores(query: Float[Array, "B H S E"], key: Float[Array, "B G N E"]) -> Float[Array, "B G R S N"]:
+    batch, heads, length, size = query.shape
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], length, size)
+    scores = jnp.einsum("bgrse,bgne->bgrsn", grouped, key, preferred_element_type=jnp.float32)
+    return scores * (1.0 / math.sqrt(size))
+
+
+def _combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"]) -> Float[Array, "B H S E"]:
+    out = jnp.einsum("bgrsn,bgne->bgrse", weights.astype(value.dtype), value)
+    batch, groups, ratio, length, size = out.shape
+    return out.reshape(batch, groups * ratio, length, size)
+
+
+def _causal(size: int) -> Bool[Array, "S S"]:
+    return jnp.tril(jnp.ones((size, size), bool))
+
+
+def _ends(keys: Sequence[Float[Array, "B G C E"]]) -> Sequence[int]:
+    ends, total = [], 0
+    for cached in keys:
+        total += cached.shape[2]
+        ends.append(total)
+    return ends

@@ -1,0 +1,126 @@
+"""The Llama decoder as two stacks: shallow layers see every token, deep layers what the selection left.
+
+B batch, S sequence (or T new tokens), D hidden size, V vocabulary, H query heads, G key/value heads,
+E head dimension, L layers of one stack, C capacity.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dynllava_jax.config.decoder import DecoderConfig
+from dynllava_jax.kernels import xla
+from dynllava_jax.nn.attention import Attention
+from dynllava_jax.nn.constrain import constrain
+from dynllava_jax.nn.linear import Linear
+from dynllava_jax.nn.mlp import GatedMlp
+from dynllava_jax.nn.norm import RmsNorm
+from dynllava_jax.nn.param import normal, param
+from dynllava_jax.nn.rope import Rope
+from dynllava_jax.nn.stack import num_layers, stack
+
+Attend = Callable[[Array, Array, Array, Array], Array]
+"""(query [B,H,S,E], key [B,G,S,E], value [B,G,S,E], layer index) -> [B,H,S,E]."""
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU, each on a residual branch."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+        self.attention_norm = RmsNorm(rngs, config.hidden_size, config.norm_eps)
+        self.attention = Attention(rngs, config)
+        self.mlp_norm = RmsNorm(rngs, config.hidden_size, config.norm_eps)
+        self.mlp = GatedMlp(rngs, config.hidden_size, config.intermediate_size, config.initializer_range)
+
+
+class StackOutput(NamedTuple):
+    """What a stack leaves behind.
+
+    Attributes:
+        hidden: residual stream after the last layer.
+        key, value: every layer's rotated keys and values, padded to the capacity asked for.
+        trace: residual stream after every layer, or None when not asked for.
+        watched: attention weights of the watched query in the last layer, or None.
+    """
+
+    hidden: Float[Array, "B S D"]
+    key: Float[Array, "L B G C E"]
+    value: Float[Array, "L B G C E"]
+    trace: Float[Array, "L B S D"] | None
+    watched: Float[Array, "B H S"] | None
+
+
+class Decoder(nnx.Module):
+    """Embedding, two stacks, final norm and vocabulary head (official `LlamaForCausalLM`)."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, sparse_layer: int):
+        width, vocab = config.hidden_size, config.vocab_size
+        self.embedding = param(rngs, (vocab, width), ("vocab", "embed"), normal(config.initializer_range))
+        self.shallow = stack(rngs, sparse_layer, lambda r: DecoderLayer(r, config))
+        self.deep = stack(rngs, config.num_layers - sparse_layer, lambda r: DecoderLayer(r, config))
+        self.final_norm = RmsNorm(rngs, width, config.norm_eps)
+        tied = config.tie_embeddings
+        self.head = None if tied else Linear(rngs, width, vocab, ("embed", "vocab"), std=config.initializer_range)
+
+    def embed(self, tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
+        return constrain(self.embedding[...].astype(dtype)[tokens], "batch", "seq", "embed")
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 vocabulary logits of the residual stream after the last layer."""
+        x = self.final_norm(hidden)
+        if self.head is None:
+            return jnp.einsum("...d,vd->...v", x, self.embedding[...].astype(x.dtype)).astype(jnp.float32)
+        return self.head(x).astype(jnp.float32)
+
+
+def run_stack(
+    layers: DecoderLayer,
+    hidden: Float[Array, "B S D"],
+    by: Rope,
+    attend: Attend,
+    *,
+    capacity: int | None = None,
+    trace: bool = False,
+    watch: Int[Array, " B"] | None = None,
+) -> StackOutput:
+    """Runs one stack by `lax.scan`.
+
+    Args:
+        layers: stacked layers.
+        hidden: residual stream that enters the stack.
+        by: rotation of each position.
+        attend: who attends to what.
+        capacity: keys and values are padded to it layer by layer, so that a cache is never copied; None: S.
+        trace: also return the residual stream after every layer.
+        watch: also return the attention weights of this query of each sample in the last layer.
+    """
+    room = 0 if capacity is None else capacity - hidden.shape[1]
+
+    def body(x: Array, xs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array | None, ...]]:
+        layer, index = xs
+        with jax.named_scope("attention"):
+            query, key, value = layer.attention.project(layer.attention_norm(x), by)
+            x = x + layer.attention.merge(attend(query, key, value, index))
+        with jax.named_scope("mlp"):
+            x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
+        watched = None if watch is None else _watch(query, key, watch)
+        return x, (_pad(key, room), _pad(value, room), x if trace else None, watched)
+
+    xs = (layers, jnp.arange(num_layers(layers)))
+    hidden, (key, value, traced, watched) = jax.lax.scan(body, hidden, xs)
+    return StackOutput(hidden, key, value, traced, None if watched is None else watched[-1])
+
+
+def _pad(x: Float[Array, "B G S E"], room: int) -> Float[Array, "B G C E"]:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) if room else x
+
+
+def _watch(
+    query: Float[Array, "B H S E"], key: Float[Array, "B G S E"], index: Int[Array, " B"]
+) -> Float[Array, "B H S"]:
+    at = jnp.take_along_axis(query, index[:, None, None, None], axis=2)[:, :, 0]
+    return xla.query_weights(at, key, index + 1)

@@ -1,0 +1,22 @@
+"""What a caller may ask a forward pass to show besides its result. Static: a probe is part of the program."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Intermediate values wanted from a forward pass.
+
+    Attributes:
+        hidden: the residual stream after every decoder layer.
+        logits: the vocabulary logits of every position (otherwise of the last one only).
+        selection: predictor logits, ranked scores, kept indices and original positions.
+    """
+
+    hidden: bool = False
+    logits: bool = False
+    selection: bool = False
+
+
+NOTHING = Probe()
+EVERYTHING = Probe(hidden=True, logits=True, selection=True)
