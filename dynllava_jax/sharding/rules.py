@@ -20,7 +20,8 @@ class Rules:
     Parameters and activations name the dimensions of their arrays, the model's code never names a mesh axis. Weights
     are split along `embed` over `fsdp` and along heads, features or vocabulary over `tensor`; Adam's moments follow
     them. Activations are split by sample over `data` and `fsdp` together and by head or feature over `tensor`; their
-    `embed` stays whole, because `fsdp` already holds different samples. An axis of None is never split.
+    `embed` stays whole, because `fsdp` already holds different samples. Dimensions without a name, and the small
+    `predictor` widths, are never split.
     """
 
     batch: Rule = Rule(activation=("data", "fsdp"))
@@ -31,6 +32,7 @@ class Rules:
     mlp: Rule = Rule(parameter=("tensor",), activation=("tensor",))
     vocab: Rule = Rule(parameter=("tensor",), activation=("tensor",))
     norm: Rule = Rule()
+    predictor: Rule = Rule()
     layers: Rule = Rule()
 
     def parameter(self, axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ...]:

@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.presets import PRESETS
 from dynllava_jax.errors import InputError
+from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain, constraints
 from dynllava_jax.nn.mlp import GatedMlp
@@ -122,11 +124,13 @@ def test_a_batch_is_split_as_far_as_it_goes():
     assert activation_sharding((3, 1, 1, 9, 4), cache, mesh).spec == P(None, None, None, None, None)
 
 
-def test_full_size_weights_fit_their_share():
-    """Llama-2-70B's layers on 8 devices, abstractly: every large array is cut in 8."""
-    config = DecoderConfig(hidden_size=8192, intermediate_size=28672, num_heads=64, num_kv_heads=8)
-    model = jax.eval_shape(lambda: build(config))
-    specs = param_shardings(model, make_mesh("fsdp=2,tensor=4"), ModelConfig(decoder=config))
-    for leaf, sharding in zip(jax.tree.leaves(model), jax.tree.leaves(specs), strict=True):
-        if leaf.ndim > 2:
-            assert leaf.size == 8 * math.prod(sharding.shard_shape(leaf.shape))
+@pytest.mark.parametrize("name", ["dynamic_llava_7b", "dynamic_llava_13b", "dynamic_llava_70b"])
+@pytest.mark.parametrize("mesh", ["fsdp=8", "fsdp=2,tensor=4"])
+def test_full_size_weights_take_an_eighth_of_each_device(name: str, mesh: str):
+    config = PRESETS[name]()
+    model = jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config))
+    specs = param_shardings(model, make_mesh(mesh), config)
+    pairs = list(zip(jax.tree.leaves(model), jax.tree.leaves(specs), strict=True))
+    total = sum(leaf.size for leaf, _ in pairs)
+    share = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in pairs)
+    assert total / 8 <= share < total / 8 * 1.02
