@@ -1,0 +1,73 @@
+"""A Hugging Face `tokenizer.json`, through the `tokenizers` library."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dynllava_jax.data.special_tokens import SpecialTokens
+from dynllava_jax.errors import InputError
+
+
+class HfTokenizer:
+    """The `tokenizer.json` backend of `Tokenizer`."""
+
+    def __init__(self, file: Path, special: SpecialTokens) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise InputError(f"{file} needs the package tokenizers; pip install tokenizers.") from None
+        try:
+            self._model = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file} is no tokenizer.json ({error}); copy it again.") from None
+        kinds = _kinds(json.loads(self._model.to_str())["decoder"])
+        self._byte_level = "ByteLevel" in kinds
+        if not self._byte_level and not kinds & {"ByteFallback", "Metaspace"}:
+            raise InputError(
+                f"{file} has the decoder {sorted(kinds)}; byte-level and sentencepiece-like ones are known."
+            )
+        self.strips_first_space = bool(kinds & {"Strip", "Metaspace"})
+        self.roles = special.roles
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def id_of(self, token: str) -> int | None:
+        return self._model.token_to_id(token)
+
+    def pieces(self) -> dict[int, bytes]:
+        table = _byte_alphabet() if self._byte_level else None
+        pieces = {
+            number: _piece(text, table) for text, number in self._model.get_vocab(with_added_tokens=False).items()
+        }
+        added = self._model.get_added_tokens_decoder()
+        return pieces | {number: token.content.encode() for number, token in added.items()}
+
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(n for n, token in self._model.get_added_tokens_decoder().items() if token.special)
+
+    def adds_bos(self) -> bool:
+        return "bos" in self.roles and self._model.encode("a").ids[:1] == [self.id_of(self.roles["bos"])]
+
+
+def _kinds(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    if decoder["type"] == "Sequence":
+        return set().union(*map(_kinds, decoder["decoders"]))
+    return {decoder["type"]}
+
+
+def _piece(text: str, byte_alphabet: dict[str, int] | None) -> bytes:
+    if byte_alphabet is not None:
+        return bytes(byte_alphabet[letter] for letter in text)
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        return bytes([int(text[1:-1], 16)])
+    return text.replace("\u2581", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letter that byte-level BPE (GPT-2) writes for each byte: itself if visible, else from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + index): byte for index, byte in enumerate(hidden)}

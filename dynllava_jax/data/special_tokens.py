@@ -1,0 +1,79 @@
+"""What the files beside a tokenizer say of its special tokens."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dynllava_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in a text before anything else; `lstrip`, `rstrip`: it swallows spaces beside it."""
+
+    text: str
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+    special: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """Read from `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as far as they exist.
+
+    Attributes:
+        roles: "bos", "eos", "unk", "pad" to the token's text, as far as the files say.
+        added: tokens with ids of their own.
+        legacy: transformers' `legacy`: every part of a text, not only the first, gets a space in front.
+        add_prefix_space: whether a text gets a space in front at all.
+        add_bos: whether prompts begin with BOS.
+    """
+
+    roles: dict[str, str]
+    added: tuple[AddedToken, ...]
+    legacy: bool
+    add_prefix_space: bool
+    add_bos: bool | None
+
+    @staticmethod
+    def read(folder: Path) -> "SpecialTokens":
+        config = _read_json(folder / "tokenizer_config.json")
+        tokens = _read_json(folder / "special_tokens_map.json")
+        added = {
+            entry["content"]: AddedToken(
+                entry["content"],
+                int(number),
+                lstrip=bool(entry.get("lstrip")),
+                rstrip=bool(entry.get("rstrip")),
+                special=bool(entry.get("special")),
+            )
+            for number, entry in config.get("added_tokens_decoder", {}).items()
+        }
+        for text, number in _read_json(folder / "added_tokens.json").items():
+            added.setdefault(text, AddedToken(text, int(number)))
+        roles = {}
+        for role in ("bos", "eos", "unk", "pad"):
+            entry = config.get(f"{role}_token") or tokens.get(f"{role}_token")
+            if entry:
+                roles[role] = entry["content"] if isinstance(entry, dict) else entry
+        return SpecialTokens(
+            roles=roles,
+            added=tuple(added.values()),
+            legacy=config.get("legacy") is not False,
+            add_prefix_space=config.get("add_prefix_space") is not False,
+            add_bos=config.get("add_bos_token"),
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({error}); copy it again.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a JSON object, not a {type(content).__name__}; copy it again.")
+    return content
