@@ -80,7 +80,7 @@ def start(
     """Draws the first token of each answer from the prompt's last logits. A budget of 0 marks a padding row."""
     token = draw(logits, draws, jnp.zeros_like(budget))
     count = jnp.minimum(jnp.ones_like(budget), budget)
-    return DecodeState(cache, token, count, budget, _is_stop(token, stop_ids) | (count >= budget), draws)
+    return DecodeState(cache, token, count, budget, is_stop(token, stop_ids) | (count >= budget), draws)
 
 
 def segment(
@@ -128,20 +128,20 @@ def _step(model: DynamicLlava, state: DecodeState, out: Segment, plan: SegmentPl
     logits = seen.logits[:, 0] if plan.extend.probe.logits else seen.logits
     token = jnp.where(active, draw(logits, state.draws, state.count), plan.pad_id)
     count = state.count + active
-    done = state.done | _is_stop(token, plan.stop_ids) | (count >= state.budget)
+    done = state.done | is_stop(token, plan.stop_ids) | (count >= state.budget)
     keep = jnp.where(active, seen.keep[:, 0], NEVER_FED)
     written = Segment(
-        tokens=_put(out.tokens, token, out.steps),
-        keep=_put(out.keep, keep, out.steps),
-        logits=None if out.logits is None else _put(out.logits, logits, out.steps),
+        tokens=put(out.tokens, token, out.steps),
+        keep=put(out.keep, keep, out.steps),
+        logits=None if out.logits is None else put(out.logits, logits, out.steps),
         steps=out.steps + 1,
     )
     return DecodeState(seen.cache, token, count, state.budget, done, state.draws), written
 
 
-def _put(buffer: Array, column: Array, at: Int[Array, ""]) -> Array:
+def put(buffer: Array, column: Array, at: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, column.astype(buffer.dtype), at, axis=1)
 
 
-def _is_stop(token: Int[Array, " B"], stop_ids: tuple[int, ...]) -> Bool[Array, " B"]:
+def is_stop(token: Int[Array, " B"], stop_ids: tuple[int, ...]) -> Bool[Array, " B"]:
     return jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))

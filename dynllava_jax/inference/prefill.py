@@ -14,10 +14,10 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.inference.cache import Block, Cache, StackCache
-from dynllava_jax.inference.selection import Selection, select
+from dynllava_jax.inference.selection import Rules, Selection, select
 from dynllava_jax.kernels import api
-from dynllava_jax.model.decoder import run_stack
-from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.decoder import StackOutput, run_stack
+from dynllava_jax.model.dynllava import DynamicLlava, ImageTokens
 from dynllava_jax.model.probe import NOTHING, Probe
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.rope import Rope, rope
@@ -67,7 +67,21 @@ class PrefillOutput(NamedTuple):
     trace: tuple[Float[Array, "L B S D"], Float[Array, "L2 B S2 D"]] | None
 
 
-def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: PrefillPlan) -> PrefillOutput:
+def see(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], dtype: str) -> ImageTokens | None:
+    """The batch's images as decoder inputs; None when it has room for none."""
+    if batch.images is None:
+        return None
+    present = jnp.arange(batch.images.shape[1]) < batch.image_count[:, None]
+    return model.image_tokens(batch.images, present, keys, jnp.dtype(dtype))
+
+
+def prefill(
+    model: DynamicLlava,
+    batch: Batch,
+    keys: Key[Array, " B"],
+    plan: PrefillPlan,
+    images: ImageTokens | None = None,
+) -> PrefillOutput:
     """Runs the prompt through both stacks (paper section 3.3.2, stage 1).
 
     Args:
@@ -75,14 +89,12 @@ def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: Pre
         batch: right-padded prompts with one slot per image token.
         keys: one PRNG key per sample, used by selectors that draw.
         plan: shapes and switches.
+        images: what `see` gave for this batch, when the caller has it already.
     """
-    config, dtype = model.config, jnp.dtype(plan.dtype)
-    is_image = batch.kind == Kind.IMAGE
-    images = None
-    if batch.images is not None:
-        present = jnp.arange(batch.images.shape[1]) < batch.image_count[:, None]
-        images = model.image_tokens(batch.images, present, keys, dtype)
-    hidden = model.embed(batch.tokens, is_image, None if images is None else images.features, dtype)
+    config = model.config
+    images = see(model, batch, keys, plan.dtype) if images is None else images
+    features = None if images is None else images.features
+    hidden = model.embed(batch.tokens, batch.kind == Kind.IMAGE, features, jnp.dtype(plan.dtype))
 
     def attend(query: Array, key: Array, value: Array, layer: Array) -> Array:
         del layer
@@ -90,13 +102,15 @@ def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: Pre
 
     by = rope(config.decoder, batch.positions)
     last = jnp.maximum(batch.lengths - 1, 0)
-    watch = last if _wants_attention(model, batch, plan) else None
+    watch = last if images is not None and _wants_attention(model, plan.sparsity) else None
     caching, trace = plan.shallow_capacity is not None, plan.probe.hidden
     shallow = run_stack(
         model.decoder.shallow, hidden, by, attend, capacity=plan.shallow_capacity, trace=trace, watch=watch
     )
     with jax.named_scope("selection"):
-        selection, hidden = select(model, batch, shallow, keys, plan.sparsity, plan.deep_length, plan.keep_policy)
+        slots = 0 if images is None else images.features.shape[1]
+        rules = Rules(plan.sparsity, slots, plan.deep_length, plan.keep_policy)
+        selection, hidden = select(model, batch, shallow, keys, rules)
         order = selection.order
         hidden = constrain(take(hidden, order), "batch", "seq", "embed")
         by = Rope(take(by.cos, order), take(by.sin, order))
@@ -108,8 +122,8 @@ def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: Pre
     cache = None
     if caching:
         cache = Cache(
-            StackCache((Block(shallow.key, shallow.value),), batch.lengths),
-            StackCache((Block(deep.key, deep.value),), selection.lengths),
+            StackCache((_block(shallow),), batch.lengths),
+            StackCache((_block(deep),), selection.lengths),
         )
     return PrefillOutput(
         logits=model.decoder.logits(out),
@@ -120,14 +134,19 @@ def prefill(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], plan: Pre
     )
 
 
-def _wants_attention(model: DynamicLlava, batch: Batch, plan: PrefillPlan) -> bool:
-    chosen = batch.images is not None and plan.sparsity.image_selector is not None
-    return chosen and model.image_predictor is not None and model.image_predictor.wants_attention
+def _wants_attention(model: DynamicLlava, sparsity: SparsityConfig) -> bool:
+    selector = model.image_predictor
+    return sparsity.image_selector is not None and selector is not None and selector.wants_attention
 
 
-def _origin(images, selection: Selection) -> Int[Array, "B M K"] | None:
+def _origin(images: ImageTokens | None, selection: Selection) -> Int[Array, "B M K"] | None:
     if images is None:
         return None
     if selection.image_index is None:
         return images.origin
     return jnp.take_along_axis(images.origin, selection.image_index, axis=2)
+
+
+def _block(output: StackOutput) -> Block:
+    axes = ("layers", "batch", "kv_heads", None, None)
+    return Block(constrain(output.key, *axes), constrain(output.value, *axes))

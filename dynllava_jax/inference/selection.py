@@ -40,22 +40,34 @@ class Selection(NamedTuple):
     text_logits: Float[Array, "B S 2"] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The static side of a selection.
+
+    Attributes:
+        sparsity: what is dropped.
+        images: M, image slots of a sample.
+        deep_length: S2, slots of the deep sequence.
+        keep_policy: rule for answer tokens that stand in the batch.
+    """
+
+    sparsity: SparsityConfig
+    images: int
+    deep_length: int
+    keep_policy: KeepPolicy
+
+
 def select(
-    model: DynamicLlava,
-    batch: Batch,
-    shallow: StackOutput,
-    keys: Key[Array, " B"],
-    sparsity: SparsityConfig,
-    deep_length: int,
-    keep_policy: KeepPolicy,
+    model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], rules: Rules
 ) -> tuple[Selection, Float[Array, "B S D"]]:
     """Judges the residual stream that leaves the shallow stack; merged image tokens are written into it."""
     hidden = shallow.hidden
     keep = batch.kind != Kind.PAD
     index = scores = None
-    if batch.images is not None and sparsity.image_selector is not None and model.image_predictor is not None:
+    sparsity = rules.sparsity
+    if rules.images and sparsity.image_selector is not None and model.image_predictor is not None:
         is_image = batch.kind == Kind.IMAGE
-        chosen = _judge_images(model, batch, shallow, keys, sparsity)
+        chosen = _judge_images(model, batch, shallow, keys, rules)
         if isinstance(chosen, Merged):
             index = chosen.index
             hidden = _write_merged(hidden, is_image, chosen, model.config.image_tokens)
@@ -63,12 +75,12 @@ def select(
             scores = chosen
             index = top_k(scores, sparsity.kept("image", model.config.image_tokens))
         keep = keep & image_keep(is_image, index, model.config.image_tokens)
-    judged = _judge_text(model, batch, hidden, keys, sparsity, keep_policy)
+    judged = _judge_text(model, batch, hidden, keys, rules)
     logits = None
     for verdict in judged:
         keep = keep & ~verdict.drop
         logits = verdict.logits if logits is None else logits + verdict.logits
-    order, lengths = compact(keep, deep_length)
+    order, lengths = compact(keep, rules.deep_length)
     return Selection(keep, order, lengths, index, scores, logits), hidden
 
 
@@ -90,13 +102,12 @@ def _judge_text(
     batch: Batch,
     hidden: Float[Array, "B S D"],
     keys: Key[Array, " B"],
-    sparsity: SparsityConfig,
-    keep_policy: KeepPolicy,
+    rules: Rules,
 ) -> list[_Verdict]:
     verdicts = []
     places = (
-        (sparsity.instruct_selector, model.instruct_predictor, Kind.LAST_INSTRUCTION, Threshold()),
-        (sparsity.output_selector, model.output_predictor, Kind.ANSWER, keep_policy),
+        (rules.sparsity.instruct_selector, model.instruct_predictor, Kind.LAST_INSTRUCTION, Threshold()),
+        (rules.sparsity.output_selector, model.output_predictor, Kind.ANSWER, rules.keep_policy),
     )
     for wanted, predictor, kind, rule in places:
         if wanted is None or predictor is None:
@@ -106,15 +117,15 @@ def _judge_text(
         candidates = span & (jnp.arange(span.shape[1]) != (batch.lengths - 1)[:, None])
         logits = text_logits(predictor, TokenView(hidden, rank_of(span), keys))
         drop = candidates & ~rule(logits, candidates)
-        verdicts.append(_Verdict(drop, jnp.where(candidates[..., None], logits, 0.0)))
+        verdicts.append(_Verdict(drop, jnp.where(span[..., None], logits, 0.0)))
     return verdicts
 
 
 def _judge_images(
-    model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], sparsity: SparsityConfig
+    model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], rules: Rules
 ) -> Float[Array, "B M P"] | Merged:
-    config = dataclasses.replace(model.config, sparsity=sparsity)
-    images, per_image = batch.images.shape[1], config.image_tokens
+    config = dataclasses.replace(model.config, sparsity=rules.sparsity)
+    images, per_image = rules.images, config.image_tokens
     slots = jnp.minimum(slots_of(batch.kind == Kind.IMAGE, images * per_image), batch.kind.shape[1] - 1)
     features = jnp.take_along_axis(shallow.hidden, slots[..., None], axis=1)
     attention = shallow.watched

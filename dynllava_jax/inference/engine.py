@@ -1,0 +1,259 @@
+"""The compiled programs of generation and their placement on devices. No text, no files: arrays in, arrays out.
+
+B batch rows, S sequence, T new tokens, M images, K kept tokens of one image.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from dynllava_jax.config.sparsity import SparsityConfig
+from dynllava_jax.data.batch import Batch
+from dynllava_jax.inference import nocache
+from dynllava_jax.inference.buckets import Buckets, Shape, output_rate
+from dynllava_jax.inference.cache import Cache
+from dynllava_jax.inference.decode import DecodeState, Segment, SegmentPlan, segment, start
+from dynllava_jax.inference.extend import ExtendPlan, extend
+from dynllava_jax.inference.prefill import PrefillPlan, prefill
+from dynllava_jax.inference.sampling import Draws
+from dynllava_jax.kernels import api
+from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.probe import Probe
+from dynllava_jax.nn.constrain import constraints
+from dynllava_jax.sharding.rules import RULES
+from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
+
+
+class Asked(NamedTuple):
+    """Each row's wishes as numbers; a budget of 0 marks a padding row.
+
+    Attributes:
+        budget: answer tokens at most.
+        temperature, k, p: see `sampling.Draws`.
+        seed: uint32.
+    """
+
+    budget: Int[Array, " B"]
+    temperature: Float[Array, " B"]
+    k: Int[Array, " B"]
+    p: Float[Array, " B"]
+    seed: Int[Array, " B"]
+
+
+class Opened(NamedTuple):
+    """What a prefill tells the host.
+
+    Attributes:
+        kept: patch of every image token that entered the deep stack, or None without images.
+        logits: float32 [B, V] of the last prompt token.
+        deep_length: tokens that entered the deep stack.
+    """
+
+    kept: Int[Array, "B M K"] | None
+    logits: Float[Array, "B V"]
+    deep_length: Int[Array, " B"]
+
+
+class Engine:
+    """Runs the model's programs; each shape is compiled once.
+
+    Args:
+        model: the weights, already where they belong.
+        buckets: shapes that requests are padded to.
+        mesh: devices, or None for one.
+        dtype: compute dtype.
+        stop_ids: tokens that end an answer.
+        attention: implementation of attention, see `kernels.api`.
+        collect_logits: segments also return every step's logits.
+    """
+
+    def __init__(
+        self,
+        model: DynamicLlava,
+        *,
+        buckets: Buckets,
+        mesh: Mesh | None = None,
+        dtype: str = "float32",
+        stop_ids: tuple[int, ...] = (),
+        attention: api.Implementation = None,
+        collect_logits: bool = False,
+    ):
+        self.config = model.config
+        self.buckets = buckets.within(model.config.decoder.context)
+        self.mesh = mesh
+        self.dtype = dtype
+        self.stop_ids = stop_ids
+        self._attention = attention
+        self._collect_logits = collect_logits
+        self._graph, self._params = nnx.split(model)
+        self._constraint = None if mesh is None else activation_constraint(mesh)
+        self._prefill = jax.jit(self._run_prefill, static_argnames=("plan",))
+        self._segment = jax.jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
+        self._extend = jax.jit(self._run_extend, static_argnames=("plan",), donate_argnums=(3,))
+        self._repack = jax.jit(_repack, static_argnames=("capacities",))
+        self._grow = jax.jit(self._run_grow, static_argnames=("capacity",), donate_argnums=(0,))
+        self._nocache_open = jax.jit(self._run_nocache_open, static_argnames=("plan",))
+        self._nocache = jax.jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
+
+    @property
+    def model(self) -> DynamicLlava:
+        return nnx.merge(self._graph, self._params)
+
+    def whole_rows(self, rows: int) -> int:
+        """Rows rounded up to what the mesh splits evenly."""
+        if self.mesh is None:
+            return rows
+        parts = math.prod(self.mesh.shape[axis] for axis in RULES.batch.activation)
+        return -(-rows // parts) * parts
+
+    def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:
+        """Prefills a padded batch and draws the first token of each answer."""
+        plan = self._prefill_plan(shape, sparsity)
+        plan = dataclasses.replace(
+            plan,
+            shallow_capacity=shape.shallow_capacity,
+            deep_capacity=shape.deep_capacities(self._rate(sparsity))[0],
+        )
+        with constraints(self._constraint):
+            return self._prefill(self._params, self.place(batch), self.place(asked), plan=plan)
+
+    def advance(
+        self, state: DecodeState, shape: Shape, sparsity: SparsityConfig, steps: int | None = None
+    ) -> tuple[DecodeState, Segment]:
+        """Decodes one segment of at most `steps` tokens, growing the deep cache first where it is full."""
+        state = self._make_room(state, shape, sparsity)
+        plan = SegmentPlan(
+            self._extend_plan("output", sparsity), self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id
+        )
+        limit = self._limit(steps)
+        with constraints(self._constraint):
+            return self._segment(self._params, state, limit, plan=plan)
+
+    def resume(
+        self,
+        cache: Cache,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        asked: Asked,
+        shape: Shape,
+        sparsity: SparsityConfig,
+    ) -> DecodeState:
+        """Feeds a further instruction to a cache, repacked to the shape's capacities; draws the next token."""
+        capacities = (shape.shallow_capacity, shape.deep_capacities(self._rate(sparsity))[0])
+        plan = self._extend_plan("instruct", sparsity)
+        with constraints(self._constraint):
+            cache = self._repack(cache, capacities=capacities)
+            tokens, lengths = self.place((tokens, lengths))
+            return self._extend(self._params, tokens, lengths, cache, self.place(asked), plan=plan)
+
+    def open_without_cache(
+        self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig
+    ) -> tuple[nocache.NoCacheState, Opened]:
+        """As `open`, for steps that run the whole sequence: the shape's length has room for the answer."""
+        plan = self._nocache_plan(shape, sparsity)
+        with constraints(self._constraint):
+            return self._nocache_open(self._params, self.place(batch), self.place(asked), plan=plan)
+
+    def advance_without_cache(
+        self, state: nocache.NoCacheState, shape: Shape, sparsity: SparsityConfig, steps: int | None = None
+    ) -> tuple[nocache.NoCacheState, Segment]:
+        """One segment, each step a full forward pass over prompt and answer (paper section 3.3.2, stage 2)."""
+        plan = self._nocache_plan(shape, sparsity)
+        limit = self._limit(steps)
+        with constraints(self._constraint):
+            return self._nocache(self._params, state, limit, plan=plan)
+
+    def _make_room(self, state: DecodeState, shape: Shape, sparsity: SparsityConfig) -> DecodeState:
+        deep = state.cache.deep
+        longest = np.max(np.where(jax.device_get(state.done), 0, jax.device_get(deep.length)), initial=0)
+        if longest < deep.capacity:
+            return state
+        larger = [size for size in shape.deep_capacities(self._rate(sparsity)) if size > deep.capacity]
+        with constraints(self._constraint):
+            return self._grow(state, capacity=larger[0])
+
+    def _prefill_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
+        return PrefillPlan(sparsity, shape.deep_length, attention=self._attention, dtype=self.dtype)
+
+    def _extend_plan(self, judge: Any, sparsity: SparsityConfig) -> ExtendPlan:
+        probe = Probe(logits=self._collect_logits and judge == "output")
+        return ExtendPlan(sparsity, judge, probe, attention=self._attention, dtype=self.dtype)
+
+    def _nocache_plan(self, shape: Shape, sparsity: SparsityConfig) -> nocache.NoCachePlan:
+        plan = self._prefill_plan(shape, sparsity)
+        return nocache.NoCachePlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id)
+
+    def _limit(self, steps: int | None) -> np.int32:
+        return np.int32(self.buckets.segment if steps is None else min(steps, self.buckets.segment))
+
+    def _rate(self, sparsity: SparsityConfig) -> float:
+        return output_rate(dataclasses.replace(self.config, sparsity=sparsity))
+
+    def place(self, tree: Any) -> Any:
+        """Arrays from the host, rows split over the mesh."""
+        if self.mesh is None:
+            return tree
+
+        def put(x: Any) -> jax.Array:
+            axes = ("batch", *(None,) * (np.ndim(x) - 1))
+            return jax.device_put(x, activation_sharding(np.shape(x), axes, self.mesh))
+
+        return jax.tree.map(put, tree)
+
+    # The traced bodies.
+
+    def _run_prefill(
+        self, params: nnx.State, batch: Batch, asked: Asked, plan: PrefillPlan
+    ) -> tuple[DecodeState, Opened]:
+        draws = _draws(asked)
+        out = prefill(nnx.merge(self._graph, params), batch, draws.key, plan)
+        assert out.cache is not None
+        state = start(out.logits, out.cache, asked.budget, draws, self.stop_ids)
+        return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
+
+    def _run_segment(
+        self, params: nnx.State, state: DecodeState, limit: Array, plan: SegmentPlan
+    ) -> tuple[DecodeState, Segment]:
+        return segment(nnx.merge(self._graph, params), state, limit, plan)
+
+    def _run_extend(
+        self,
+        params: nnx.State,
+        tokens: Array,
+        lengths: Array,
+        cache: Cache,
+        asked: Asked,
+        plan: ExtendPlan,
+    ) -> DecodeState:
+        draws = _draws(asked)
+        out = extend(nnx.merge(self._graph, params), tokens, lengths, cache, draws.key, plan)
+        return start(out.logits, out.cache, asked.budget, draws, self.stop_ids)
+
+    def _run_grow(self, state: DecodeState, capacity: int) -> DecodeState:
+        cache = Cache(state.cache.shallow, state.cache.deep.grow(capacity))
+        return dataclasses.replace(state, cache=cache)
+
+    def _run_nocache_open(
+        self, params: nnx.State, batch: Batch, asked: Asked, plan: nocache.NoCachePlan
+    ) -> tuple[nocache.NoCacheState, Opened]:
+        state, out = nocache.start(nnx.merge(self._graph, params), batch, asked.budget, _draws(asked), plan)
+        return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
+
+    def _run_nocache(
+        self, params: nnx.State, state: nocache.NoCacheState, limit: Array, plan: nocache.NoCachePlan
+    ) -> tuple[nocache.NoCacheState, Segment]:
+        return nocache.segment(nnx.merge(self._graph, params), state, limit, plan)
+
+
+def _draws(asked: Asked) -> Draws:
+    return Draws(asked.temperature, asked.k, asked.p, jax.vmap(jax.random.key)(asked.seed))
+
+
+def _repack(cache: Cache, capacities: tuple[int, int]) -> Cache:
+    return Cache(cache.shallow.repack(capacities[0]), cache.deep.repack(capacities[1]))

@@ -1,0 +1,60 @@
+"""What a caller asks, and what comes back."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.sampling import Greedy, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question about any number of pictures.
+
+    Attributes:
+        question: text; `<image>` marks where each picture stands. Without a mark the pictures come first.
+        images: paths, URLs, bytes, PIL images or uint8 arrays [H, W, 3].
+        max_new_tokens: answer tokens at most; None: what the context leaves, 512 at most.
+        sampler: how tokens are drawn.
+        seed: of this request alone; the same seed gives the same answer in any company.
+    """
+
+    question: str
+    images: Sequence[Any] = ()
+    max_new_tokens: int | None = None
+    sampler: Sampler = Greedy()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise InputError(f"The question must be text, not {self.question!r}.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must lie in 0 … 4294967295, not {self.seed}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: the answer without special tokens.
+        token_ids: its tokens, the one that ended it included.
+        kept_image_tokens: for each image the patches whose tokens entered the deep stack, ascending.
+        kept_output_tokens: per token 1 or 0, whether the deep stack stored it; None when it was never fed back.
+        cache_tokens: tokens held by the `shallow` and by the `deep` stack at the end (0 without a cache).
+        seconds: wall time of `prefill` and `decode`, shared by all requests of the batch.
+    """
+
+    text: str
+    token_ids: list[int]
+    kept_image_tokens: list[list[int]]
+    kept_output_tokens: list[int | None]
+    cache_tokens: dict[str, int]
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
