@@ -1,0 +1,61 @@
+"""What happens to a tensor between torch's form and ours; each step knows its own inverse."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+class Transform(Protocol):
+    """Works on arrays of any dtype without changing a value; `shape` says what `apply` will give."""
+
+    def apply(self, tensor: np.ndarray) -> np.ndarray: ...
+    def invert(self, leaf: np.ndarray) -> np.ndarray: ...
+    def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Vectors, embeddings: the same in both."""
+
+    def apply(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor
+
+    def invert(self, leaf: np.ndarray) -> np.ndarray:
+        return leaf
+
+    def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
+        return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Transpose:
+    """torch's [out, in] weight and our [in, out] kernel."""
+
+    def apply(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.T
+
+    def invert(self, leaf: np.ndarray) -> np.ndarray:
+        return leaf.T
+
+    def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
+        return source[::-1] if len(source) == 2 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class FlattenPatch:
+    """torch's convolution [C, channel, row, column] and our kernel [row·column·channel, C] over flat patches."""
+
+    channels: int = 3
+
+    def apply(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+
+    def invert(self, leaf: np.ndarray) -> np.ndarray:
+        side = round((leaf.shape[0] / self.channels) ** 0.5)
+        return leaf.reshape(side, side, self.channels, leaf.shape[1]).transpose(3, 2, 0, 1)
+
+    def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
+        if len(source) != 4 or source[1] != self.channels or source[2] != source[3]:
+            return None
+        return (source[1] * source[2] * source[3], source[0])
