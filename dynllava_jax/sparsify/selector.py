@@ -12,7 +12,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import jax
 from flax import nnx
@@ -74,6 +74,7 @@ class Merged:
     index: Int[Array, "B M K"]
 
 
+@runtime_checkable
 class ImageSelector(Protocol):
     """Scores image tokens: the K highest are kept. A selector may declare `places` to be refused elsewhere."""
 
@@ -82,6 +83,7 @@ class ImageSelector(Protocol):
     def __call__(self, view: ImageView) -> Float[Array, "B M N"] | Merged: ...
 
 
+@runtime_checkable
 class TextSelector(Protocol):
     """Judges each text token by itself: kept iff the margin is above 0. Padding must not change a neighbour."""
 
@@ -124,7 +126,10 @@ def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
     """
     make = _find(name, context)
     try:
-        inspect.signature(make).bind(rngs, context)
+        if isinstance(make, type):  # a module's metaclass hides the constructor's own signature
+            inspect.signature(make.__init__).bind(None, rngs, context)
+        else:
+            inspect.signature(make).bind(rngs, context)
     except TypeError as error:
         raise InputError(f"Selector {name} cannot be built as Class(rngs, context): {error}.") from error
     selector = make(rngs, context)
