@@ -127,13 +127,7 @@ class Engine:
         self, state: DecodeState, shape: Shape, sparsity: SparsityConfig, steps: int | None = None
     ) -> tuple[DecodeState, Segment]:
         """Decodes one segment of at most `steps` tokens, growing the deep cache first where it is full."""
-        state = self._make_room(state, shape, sparsity)
-        plan = SegmentPlan(
-            self._extend_plan("output", sparsity), self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id
-        )
-        limit = self._limit(steps)
-        with constraints(self._constraint):
-            return self._segment(self._params, state, limit, plan=plan)
+        return self._decode(self._make_room(state, shape, sparsity), self._limit(steps), sparsity)
 
     def resume(
         self,
@@ -168,6 +162,30 @@ class Engine:
         limit = self._limit(steps)
         with constraints(self._constraint):
             return self._nocache(self._params, state, limit, plan=plan)
+
+    def compile(self, shape: Shape, sparsity: SparsityConfig) -> None:
+        """Compiles all that single-turn requests of this shape can need, by running it on nothing."""
+        shape = dataclasses.replace(shape, rows=self.whole_rows(shape.rows))
+        state, _ = self.open(*self._nothing(shape), shape, sparsity)
+        state, _ = self._decode(state, self._limit(0), sparsity)
+        for capacity in shape.deep_capacities(self._rate(sparsity))[1:]:
+            with constraints(self._constraint):
+                state = self._grow(state, capacity=capacity)
+            state, _ = self._decode(state, self._limit(0), sparsity)
+
+    def _nothing(self, shape: Shape) -> tuple[Batch, Asked]:
+        size = self.config.vision.image_size
+        flat, row = np.zeros((shape.rows, shape.length), np.int32), np.zeros(shape.rows, np.int32)
+        images = np.zeros((shape.rows, shape.images, size, size, 3), np.float32) if shape.images else None
+        zero = np.zeros(shape.rows, np.float32)
+        return Batch(flat, flat, flat, row, row, images), Asked(row, zero, row, zero + 1, row.astype(np.uint32))
+
+    def _decode(self, state: DecodeState, limit: np.int32, sparsity: SparsityConfig) -> tuple[DecodeState, Segment]:
+        plan = SegmentPlan(
+            self._extend_plan("output", sparsity), self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id
+        )
+        with constraints(self._constraint):
+            return self._segment(self._params, state, limit, plan=plan)
 
     def _make_room(self, state: DecodeState, shape: Shape, sparsity: SparsityConfig) -> DecodeState:
         deep = state.cache.deep

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.inference.sampling import Greedy, Sampler
+from dynllava_jax.inference.sampling import GREEDY, Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Request:
     question: str
     images: Sequence[Any] = ()
     max_new_tokens: int | None = None
-    sampler: Sampler = Greedy()
+    sampler: Sampler = GREEDY
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -134,6 +134,8 @@ class Run:
 
     def stop(self, rows: Sequence[int]) -> None:
         """Ends these rows' answers before their budget."""
+        if not rows:
+            return
         done = np.array(jax.device_get(self.state.done))
         done[list(rows)] = True
         self.state = dataclasses.replace(self.state, done=self.engine.place(done))

@@ -18,6 +18,9 @@ class Greedy:
     """The most likely token."""
 
 
+GREEDY = Greedy()
+
+
 @dataclasses.dataclass(frozen=True)
 class Temperature:
     """Draws from softmax(logits / temperature)."""

@@ -1,0 +1,186 @@
+"""The public face: ask a model about pictures."""
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.sparsity import SparsityConfig
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.conversation import Chat
+from dynllava_jax.inference.engine import Engine
+from dynllava_jax.inference.prepare import Preparer, as_list
+from dynllava_jax.inference.request import Answer, Request
+from dynllava_jax.inference.run import Prepared, Run
+from dynllava_jax.inference.sampling import GREEDY, Sampler
+from dynllava_jax.inference.stream import Stream, read, stop_text
+from dynllava_jax.kernels import api
+from dynllava_jax.model.dynllava import DynamicLlava
+
+Image = Any
+"""A path, URL, bytes, PIL image or uint8 array [H, W, 3]."""
+
+
+class Assistant:
+    """A model, its tokenizer and its compiled programs. Made by `dynllava_jax.load`.
+
+    It raises `InputError` for what a caller gets wrong, and neither prints nor exits. Calls from several threads
+    wait for one another.
+    """
+
+    def __init__(
+        self,
+        model: DynamicLlava,
+        tokenizer: Tokenizer,
+        *,
+        buckets: Buckets | None = None,
+        mesh: Mesh | None = None,
+        dtype: str = "float32",
+        attention: api.Implementation = None,
+        random_weights: bool = False,
+    ):
+        self.tokenizer = tokenizer
+        self.random_weights = random_weights
+        self.engine = Engine(
+            model,
+            buckets=buckets or Buckets(),
+            mesh=mesh,
+            dtype=dtype,
+            stop_ids=_stop_ids(model.config, tokenizer),
+            attention=attention,
+        )
+        self.prepare = Preparer(model.config, tokenizer, self.engine.buckets)
+        self.lock = threading.RLock()
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.engine.config
+
+    @property
+    def programs(self) -> int:
+        """N: how many programs any stream of single-turn requests can compile at most."""
+        return self.engine.buckets.bound(self.config)
+
+    def generate(
+        self,
+        images: Image | Sequence[Image] | None,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Sampler = GREEDY,
+        seed: int = 0,
+        dense: bool = False,
+        use_cache: bool = True,
+    ) -> Answer:
+        """Answers one question.
+
+        Args:
+            images: one picture, several, or None; see `Request.images`.
+            question: see `Request.question`.
+            max_new_tokens, sampler, seed: see `Request`.
+            dense: drop nothing (the same weights without predictors).
+            use_cache: False runs the whole sequence at every step.
+
+        Raises:
+            InputError: anything wrong with the request.
+        """
+        request = Request(question, as_list(images), max_new_tokens, sampler, seed)
+        answer = self.generate_batch([request], dense=dense, use_cache=use_cache)[0]
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    def generate_batch(
+        self, requests: Sequence[Request], *, dense: bool = False, use_cache: bool = True
+    ) -> list[Answer | InputError]:
+        """Answers many questions together; each gets what it would get alone.
+
+        A request that is wrong fails alone: its place in the result holds the `InputError`.
+        """
+        results: list[Answer | InputError | None] = [None] * len(requests)
+        ready: list[tuple[int, Prepared]] = []
+        for place, request in enumerate(requests):
+            try:
+                ready.append((place, self.prepare(request)))
+            except InputError as error:
+                results[place] = error
+        # Neighbours of similar length waste the least padding.
+        ready.sort(key=lambda item: item[1].sample.length)
+        size = self.engine.buckets.rows[-1]
+        for first in range(0, len(ready), size):
+            chunk = ready[first : first + size]
+            with self.lock:
+                answers = self._finish([item for _, item in chunk], self._sparsity(dense), use_cache)
+            for (place, _), answer in zip(chunk, answers, strict=True):
+                results[place] = answer
+        return [result for result in results if result is not None]
+
+    def stream(
+        self,
+        images: Image | Sequence[Image] | None,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Sampler = GREEDY,
+        seed: int = 0,
+        dense: bool = False,
+        use_cache: bool = True,
+        every: int = 4,
+    ) -> Stream:
+        """As `generate`, but an iterator over pieces of text; `every` is how many tokens lie between two looks."""
+        prepared = self.prepare(Request(question, as_list(images), max_new_tokens, sampler, seed))
+        sparsity = self._sparsity(dense)
+
+        def open_run() -> Run:
+            return Run.open(self.engine, [prepared], sparsity, use_cache=use_cache)
+
+        return Stream(open_run, self.tokenizer, self._template, self.lock, every)
+
+    def chat(self, images: Image | Sequence[Image] | None = None, *, dense: bool = False) -> Chat:
+        """A conversation about these pictures; the cache stays between the turns."""
+        return Chat(self.engine, self.prepare, self.lock, as_list(images), self._sparsity(dense))
+
+    def warmup(self, shapes: Iterable[Shape] | None = None, *, dense: bool = False) -> Iterator[Shape]:
+        """Compiles the programs of `shapes` (default: one request, with and without one image); yields each when done.
+
+        Consume it: `for shape in assistant.warmup(): …` or `list(assistant.warmup())`.
+        """
+        sparsity = self._sparsity(dense)
+        if shapes is None:
+            rows = self.engine.buckets.rows[0]
+            every = self.engine.buckets.shapes(dataclasses.replace(self.config, sparsity=sparsity))
+            shapes = [shape for shape in every if shape.rows == rows and shape.images <= 1]
+        for shape in shapes:
+            with self.lock:
+                self.engine.compile(shape, sparsity)
+            yield shape
+
+    @property
+    def _template(self):
+        return get_template(self.config.text_prep.template)
+
+    def _sparsity(self, dense: bool) -> SparsityConfig:
+        return self.config.sparsity.dense() if dense else self.config.sparsity
+
+    def _finish(self, prepared: Sequence[Prepared], sparsity: SparsityConfig, use_cache: bool) -> list[Answer]:
+        run = Run.open(self.engine, prepared, sparsity, use_cache=use_cache)
+        while not run.finished:
+            run.advance()
+            run.stop([row for row, ids in enumerate(run.tokens) if stop_text(ids, self.tokenizer, self._template)])
+        return [read(run, row, self.tokenizer, self._template) for row in range(len(prepared))]
+
+
+def _stop_ids(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = {config.text_prep.eos_id}
+    stop = get_template(config.text_prep.template).stop
+    if stop:
+        spelled = tokenizer.encode(stop, add_bos=False)
+        if len(spelled) == 1:
+            ids.add(spelled[0])
+    return tuple(sorted(ids))

@@ -1,0 +1,84 @@
+"""From a request to arrays on the host: pictures, prompt, budget. Everything that can be wrong is found here."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.data.image import load_image, preprocess
+from dynllava_jax.data.prompt import place_images, tokenize_prompt
+from dynllava_jax.data.spans import expand
+from dynllava_jax.data.templates import Turn, get_template
+from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.buckets import Buckets
+from dynllava_jax.inference.request import Request
+from dynllava_jax.inference.run import Prepared
+
+DEFAULT_ANSWER = 512
+"""Answer tokens at most when the caller does not say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """What turns requests into `Prepared` ones.
+
+    Attributes:
+        config: of the model.
+        tokenizer: of the model.
+        buckets: limits of what can be asked.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    buckets: Buckets
+
+    def __call__(self, request: Request) -> Prepared:
+        """Loads the pictures and lays out the prompt.
+
+        Raises:
+            InputError: a picture that cannot be read, a wrong number of `<image>`, a prompt beyond the context.
+        """
+        images = as_list(request.images)
+        question = place_images(request.question, len(images))
+        most = self.buckets.images[-1]
+        if len(images) > most:
+            raise InputError(f"The question comes with {len(images)} images; this model is set up for {most}.")
+        text = get_template(self.config.text_prep.template).render([Turn(question)])
+        sample = expand(
+            tokenize_prompt(self.tokenizer, text),
+            None,
+            image_tokens=self.config.image_tokens,
+            round_ids=self.config.text_prep.round_ids,
+        )
+        budget = self.budget(sample.length, request.max_new_tokens)
+        pixels = [preprocess(load_image(image), self.config.image_prep) for image in images]
+        return Prepared(sample, pixels, budget, request.sampler, request.seed)
+
+    def budget(self, used: int, wanted: int | None) -> int:
+        """Answer tokens that are allowed after `used` tokens.
+
+        Raises:
+            InputError: the context has no room for them.
+        """
+        context = self.config.decoder.context
+        room = context - used
+        if room < 1 or (wanted is not None and wanted > room):
+            asked = "an answer" if wanted is None else f"{wanted} new ones"
+            raise InputError(
+                f"The prompt takes {used} tokens and leaves no room for {asked} in the context of {context}; "
+                "shorten the question, use fewer images or lower max_new_tokens."
+            )
+        return min(room, DEFAULT_ANSWER, self.buckets.answer[-1]) if wanted is None else wanted
+
+
+def as_list(images: Any) -> Sequence[Any]:
+    """One picture, several, or None as a list."""
+    if images is None:
+        return []
+    if isinstance(images, (str, bytes, Path, np.ndarray)) or not isinstance(images, Sequence):
+        return [images]
+    return images
