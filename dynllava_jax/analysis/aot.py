@@ -104,7 +104,9 @@ def compile_ahead(
     # A described GPU calls itself "gpu", the name of any maker's; the lowering must know whose.
     kind = next(iter(jax.tree.leaves(args)[0].sharding.device_set)).platform
     platform = "cuda" if kind == "gpu" else kind
-    return jitted.trace(*args).lower(lowering_platforms=(platform,)).compile()
+    lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
+    with _never_cached():
+        return lowered.compile()
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:
@@ -125,6 +127,17 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
 def _gpu(kind: str, shape: str) -> Sequence[Any]:
     target = importlib.resources.files("dynllava_jax.analysis") / "targets" / f"{_GPUS[kind]}.txtpb"
     return topologies.get_topology_desc(kind, "cuda", target_config=target.read_text(), topology=f"1x{shape}").devices
+
+
+@contextlib.contextmanager
+def _never_cached() -> Iterator[None]:
+    """A described machine can fill the persistent compile cache, but reading from it needs the real one."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 @contextlib.contextmanager
