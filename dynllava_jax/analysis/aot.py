@@ -132,12 +132,13 @@ def _gpu(kind: str, shape: str) -> Sequence[Any]:
 @contextlib.contextmanager
 def _never_cached() -> Iterator[None]:
     """A described machine can fill the persistent compile cache, but reading from it needs the real one."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, math.inf)
     try:
         yield
     finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+        jax.config.update(option, before)
 
 
 @contextlib.contextmanager
