@@ -99,7 +99,8 @@ class TransformerScorer(Scorer):
         weight = jnp.ones((*y.shape[:-1], 1), y.dtype) if policy is None else policy[..., None].astype(y.dtype)
         y, _ = jax.lax.scan(lambda y, block: (block(y), None), y * weight, self.blocks)
         local, pooled = jnp.split(y, 2, axis=-1)
-        pooled = jnp.sum(pooled * weight, axis=-2, keepdims=True) / jnp.sum(weight, axis=-2, keepdims=True)
+        pooled = jnp.sum((pooled * weight).astype(jnp.float32), axis=-2, keepdims=True)
+        pooled = (pooled / jnp.sum(weight.astype(jnp.float32), axis=-2, keepdims=True)).astype(y.dtype)
         return _run_chain(self.score, jnp.concatenate([local, jnp.broadcast_to(pooled, local.shape)], axis=-1))
 
 

@@ -30,14 +30,14 @@ class VisionOutput(NamedTuple):
 
     `features` is the selected hidden state, with CLS when `select_feature` is `cls_patch` (P then counts it).
     `levels` are the hidden states that TokenPacker reads, without CLS. `hidden` (layers used + 1, 0 being the
-    embedding after pre-norm) and `cls_attention` (CLS's weights on the patches, float32, in the layer whose output
+    embedding after pre-norm) and `cls_attention` (CLS's weight on each feature, float32, in the layer whose output
     was selected) are there on request.
     """
 
     features: Float[Array, "N P C"]
-    levels: tuple[Float[Array, "N Q C"], ...] | None
+    levels: tuple[Float[Array, "N P C"], ...] | None
     hidden: Float[Array, "L N T C"] | None
-    cls_attention: Float[Array, "N H Q"] | None
+    cls_attention: Float[Array, "N H P"] | None
 
 
 class VisionTower(nnx.Module):
@@ -68,11 +68,13 @@ class VisionTower(nnx.Module):
                 raise InputError("The attention of CLS needs a layer, and vision.select_layer names none.")
             wanted.add(selected - 1)
         states = self._states(self._embed(images), wanted)
+        first = 0 if self.config.select_feature == "cls_patch" else 1
+        weights = self._layer(selected - 1).cls_attention(states[selected - 1]) if attention else None
         return VisionOutput(
-            features=states[selected] if self.config.select_feature == "cls_patch" else states[selected][:, 1:],
+            features=states[selected][:, first:],
             levels=None if self.levels is None else tuple(states[level][:, 1:] for level in self.levels),
             hidden=jnp.stack([states[index] for index in range(self.num_layers + 1)]) if hidden else None,
-            cls_attention=self._layer(selected - 1).cls_attention(states[selected - 1]) if attention else None,
+            cls_attention=None if weights is None else weights[:, :, first:],
         )
 
     def _embed(self, images: Float[Array, "N Y X 3"]) -> Float[Array, "N T C"]:
@@ -110,10 +112,10 @@ class _Layer(nnx.Module):
         x = x + self.attention(self.norm1(x))
         return constrain(x + self.mlp(self.norm2(x)), "batch", None, "embed")
 
-    def cls_attention(self, x: Float[Array, "N T C"]) -> Float[Array, "N H P"]:
-        """CLS's weights on the patches, of this layer's input; what CLS gives itself is left out."""
+    def cls_attention(self, x: Float[Array, "N T C"]) -> Float[Array, "N H T"]:
+        """CLS's weights on all tokens of this layer's input."""
         x = self.norm1(x)
-        return self.attention.weights(x[:, :1], x)[:, :, 0, 1:]
+        return self.attention.weights(x[:, :1], x)[:, :, 0]
 
 
 class _SelfAttention(nnx.Module):

@@ -45,7 +45,8 @@ class RandomText(nnx.Module):
     def __call__(self, view: TokenView) -> Float[Array, "B T"]:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, self.place))(view.keys)
         keys = jax.vmap(_fold)(keys, view.positions)
-        return self.keep_rate - jax.vmap(jax.vmap(jax.random.uniform))(keys)
+        keep_rate = self.keep_rate if view.keep_rate is None else view.keep_rate
+        return keep_rate - jax.vmap(jax.vmap(jax.random.uniform))(keys)
 
 
 class StrideImage(nnx.Module):
@@ -54,13 +55,12 @@ class StrideImage(nnx.Module):
     wants_attention: ClassVar[bool] = False
 
     def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
-        del rngs
-        self.kept = context.kept
+        del rngs, context
 
     def __call__(self, view: ImageView) -> Float[Array, "B M N"]:
-        count = view.features.shape[2]
+        count, kept = view.features.shape[2], view.kept
         scores = np.zeros(count, np.float32)
-        scores[(2 * np.arange(self.kept) + 1) * count // (2 * self.kept)] = 1.0
+        scores[(2 * np.arange(kept) + 1) * count // (2 * kept)] = 1.0
         return jnp.broadcast_to(jnp.asarray(scores), view.features.shape[:3])
 
 
@@ -69,14 +69,15 @@ class StrideText(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
         del rngs
-        # A fraction, because i·r in float32 falls on the wrong side of whole numbers.
-        rate = Fraction(context.keep_rate).limit_denominator(10_000)
-        self.numerator, self.denominator = rate.numerator, rate.denominator
+        self.keep_rate = context.keep_rate
 
     def __call__(self, view: TokenView) -> Float[Array, "B T"]:
-        phase = view.positions % self.denominator
-        before = phase * self.numerator // self.denominator
-        after = (phase + 1) * self.numerator // self.denominator
+        keep_rate = self.keep_rate if view.keep_rate is None else view.keep_rate
+        # A fraction, because i·r in float32 falls on the wrong side of whole numbers.
+        rate = Fraction(keep_rate).limit_denominator(10_000)
+        phase = view.positions % rate.denominator
+        before = phase * rate.numerator // rate.denominator
+        after = (phase + 1) * rate.numerator // rate.denominator
         return jnp.where(after > before, 1.0, -1.0)
 
 

@@ -40,7 +40,8 @@ class ImageView:
     `sparsify.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
     sequence at place image and None before it. `attention` is filled when the selector `wants_attention`: that of
     CLS over the patches (tower) or of the sequence's last query over the image tokens (image).
-    `keys` holds one key per sample, made from that sample's own seed.
+    `keys` holds one key per sample, made from that sample's own seed. `kept` is K in this call, static: a caller may
+    ask for another rate than the one that the model was built with.
     """
 
     features: Float[Array, "B M N C"]
@@ -50,6 +51,7 @@ class ImageView:
     question: Bool[Array, "B S"] | None
     attention: Float[Array, "B H M N"] | None
     keys: Key[Array, " B"]
+    kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -57,12 +59,14 @@ class ImageView:
 class TokenView:
     """What a selector of text tokens may look at: the hidden states entering layer `sparse_layer`.
 
-    `positions` count from the start of the answer (output) or of the instruction (instruct).
+    `positions` count from the start of the answer (output) or of the instruction (instruct). `keep_rate` is the rate
+    of this call, static; None is the one that the model was built with.
     """
 
     hidden: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     keys: Key[Array, " B"]
+    keep_rate: float | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -146,12 +150,14 @@ def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
 
 
 def check_result(selector: ImageSelector, context: SelectorContext, view: ImageView) -> Array | Merged:
-    """The selector's answer, held against the protocol while it is traced, so that nothing broadcasts silently.
+    """The selector's answer for `context.kept` tokens, scores as float32.
+
+    It is held against the protocol while it is traced, so that nothing broadcasts silently.
 
     Raises:
         InputError: names the class and the shape wanted.
     """
-    result, name = selector(view), type(selector).__name__
+    result, name = selector(dataclasses.replace(view, kept=context.kept)), type(selector).__name__
     samples, images, count, width = view.features.shape
     if isinstance(result, Merged):
         wanted = (samples, images, context.kept, width)

@@ -65,9 +65,11 @@ def test_select_layer(images: jax.Array, layer: int) -> None:
 
 
 def test_cls_patch(images: jax.Array) -> None:
-    features = _tower(_with_vision(select_feature="cls_patch"))(images).features
+    output = _tower(_with_vision(select_feature="cls_patch"))(images, attention=True)
     wanted = golden_files.arrays("01_vision_features")["clip_hidden_2"]
-    np.testing.assert_allclose(features, wanted, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(output.features, wanted, atol=TOLERANCE, rtol=0)
+    assert output.cls_attention is not None
+    np.testing.assert_allclose(output.cls_attention.sum(axis=-1), 1.0, atol=1e-6)
 
 
 def test_only_what_was_asked_for(images: jax.Array) -> None:
@@ -148,3 +150,15 @@ def test_bfloat16_stays_bfloat16_and_close(images: jax.Array) -> None:
     low = tower(images.astype(jnp.bfloat16)).features
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), tower(images).features, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("norm_eps", 0.1), ("activation", "gelu"), ("num_heads", 2), ("select_layer", 1), ("intermediate_size", 32)],
+)
+def test_every_field_reaches_the_tower(images: jax.Array, field: str, value: object) -> None:
+    features = []
+    for config in (tiny(), _with_vision(**{field: value})):
+        tower = jax.tree.map(lambda leaf: 10 * leaf, VisionTower(nnx.Rngs(params=0), config))
+        features.append(tower(images).features)
+    assert not np.allclose(*features, rtol=1e-3)

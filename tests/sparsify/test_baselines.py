@@ -3,6 +3,8 @@
 B batch, M images, N image tokens, T text tokens.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,13 @@ from dynllava_jax.sparsify.selector import ImageView, Place, SelectorContext, To
 SEEDS = np.array([3, 7, 11])
 
 
-def _context(place: Place, *, count: int = 16, kept: int = 4, rate: float = 0.25) -> SelectorContext:
-    return SelectorContext(width=1, count=count, kept=kept, keep_rate=rate, predictor=LinearPredictor(), place=place)
+def _context(place: Place, *, rate: float = 0.25) -> SelectorContext:
+    return SelectorContext(width=1, count=16, kept=4, keep_rate=rate, predictor=LinearPredictor(), place=place)
 
 
-def _image_view(seeds: np.ndarray, images: int, count: int = 16) -> ImageView:
+def _image_view(seeds: np.ndarray, images: int, count: int = 16, kept: int = 4) -> ImageView:
     shape = (len(seeds), images)
-    return ImageView(jnp.zeros((*shape, count, 1)), jnp.ones(shape, bool), None, None, None, None, _keys(seeds))
+    return ImageView(jnp.zeros((*shape, count, 1)), jnp.ones(shape, bool), None, None, None, None, _keys(seeds), kept)
 
 
 def _token_view(seeds: np.ndarray, positions: np.ndarray) -> TokenView:
@@ -63,8 +65,8 @@ def test_random_text_keeps_its_rate(rate: float) -> None:
 @given(data=st.data(), count=st.integers(1, 576))
 def test_stride_image_is_even(data: st.DataObject, count: int) -> None:
     kept = data.draw(st.integers(1, count))
-    selector = StrideImage(nnx.Rngs(params=0), _context("image", count=count, kept=kept))
-    index = np.flatnonzero(np.asarray(selector(_image_view(SEEDS[:1], 1, count)))[0, 0])
+    selector = StrideImage(nnx.Rngs(params=0), _context("image"))
+    index = np.flatnonzero(np.asarray(selector(_image_view(SEEDS[:1], 1, count, kept)))[0, 0])
     assert len(index) == kept
     gaps = np.diff(index)
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
@@ -77,6 +79,14 @@ def test_stride_text_keeps_its_share_of_every_beginning(percent: int) -> None:
     selector = StrideText(nnx.Rngs(params=0), _context("output", rate=percent / 100))
     kept = np.asarray(selector(_token_view(SEEDS[:1], np.arange(400))))[0] > 0
     np.testing.assert_array_equal(np.cumsum(kept), np.arange(1, 401) * percent // 100)
+
+
+@pytest.mark.parametrize("kind", [RandomText, StrideText])
+def test_a_call_may_ask_for_another_rate(kind: type[RandomText] | type[StrideText]) -> None:
+    built = kind(nnx.Rngs(params=0), _context("output", rate=0.75))
+    view = _token_view(SEEDS, np.arange(40))
+    asked = kind(nnx.Rngs(params=0), _context("output", rate=0.25))(dataclasses.replace(view, keep_rate=0.75))
+    np.testing.assert_array_equal(asked > 0, built(view) > 0)
 
 
 def test_stride_text_far_into_an_answer() -> None:

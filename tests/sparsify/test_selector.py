@@ -3,6 +3,7 @@
 B batch, M images, N image tokens, C features, H heads.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def test_own_merged_tokens() -> None:
     assert isinstance(merged, Merged)
     assert merged.tokens.shape == (2, 3, 4, 8)
     np.testing.assert_allclose(merged.tokens[1, 2, 3], view.features[1, 2, 12:].mean(axis=0), atol=1e-6)
+
+
+def test_another_rate_than_the_one_built_with() -> None:
+    for kept in (1, 7):
+        context = dataclasses.replace(_context(), kept=kept)
+        scores = check_result(_load("stride"), context, _view())
+        assert isinstance(scores, jax.Array)
+        np.testing.assert_array_equal(jnp.sum(scores, axis=-1), kept)
 
 
 def test_own_text_selector() -> None:
