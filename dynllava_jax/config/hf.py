@@ -50,6 +50,7 @@ def from_hf(
     *,
     template: str = "vicuna_v1",
     round_ids: tuple[int, ...] | None = None,
+    has_head: bool = True,
     file: str = "config.json",
 ) -> ModelConfig:
     """Translates a checkpoint's JSON files.
@@ -61,6 +62,8 @@ def from_hf(
         tokenizer: `tokenizer_config.json`.
         template: the conversation template, which no PyTorch checkpoint records.
         round_ids: ids of the marker that opens a user's turn; None keeps the default of `TextPrep`.
+        has_head: whether the weights hold a head of their own; without it, either `tie_word_embeddings` of a llava-hf
+            config may say that it is tied (versions of transformers differ).
         file: what errors call `config`.
 
     Raises:
@@ -73,7 +76,7 @@ def from_hf(
         None if tokenizer is None else Source(tokenizer, "tokenizer_config.json"),
     )
     return (
-        _from_llava_hf(files, template, round_ids)
+        _from_llava_hf(files, template, round_ids, has_head)
         if is_llava_hf(config)
         else _from_official(files, template, round_ids)
     )
@@ -143,14 +146,16 @@ def _from_official(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
         )
 
 
-def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | None) -> ModelConfig:
+def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | None, has_head: bool) -> ModelConfig:
     source = files.config
     source.only("model_type", "llava", "the layout is LlavaForConditionalGeneration's")
     source.only("projector_hidden_act", "gelu", "the projector's activation is the exact GELU")
     source.only("multimodal_projector_bias", True, "the projector has biases")
     text = source.nested("text_config")
     text.only("model_type", "llama", "the decoder is a Llama")
-    decoder = decoder_from_hf(text, source.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    inner = text.get("tie_word_embeddings", False)
+    tied = source.get("tie_word_embeddings", inner) or (inner and not has_head)
+    decoder = decoder_from_hf(text, tied)
     # LlavaConfig without a vision_config means CLIP-L/14 at 336 pixels; with one, CLIPVisionConfig's own defaults.
     tower = source.nested("vision_config")
     if not tower.values:

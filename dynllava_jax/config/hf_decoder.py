@@ -28,8 +28,7 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
     heads = source.get("num_attention_heads", 32)
     hidden = source.get("hidden_size", 4096)
     scaling, theta = _rope_from_hf(source)
-    if tie_embeddings is None:
-        tie_embeddings = source.get("tie_word_embeddings", False)
+    tied = source.get("tie_word_embeddings", False) if tie_embeddings is None else tie_embeddings
     with source.named():
         return DecoderConfig(
             vocab_size=source.get("vocab_size", 32000),
@@ -44,7 +43,7 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
             rope_scaling=scaling,
             max_positions=source.get("max_position_embeddings", 2048),
             attention_bias=source.get("attention_bias", False),
-            tie_embeddings=tie_embeddings,
+            tie_embeddings=tied,
             initializer_range=source.get("initializer_range", 0.02),
         )
 

@@ -86,4 +86,6 @@ def _build(cls: type, value: dict[str, Any], where: str) -> Any:
 def _classes(hint: Any) -> dict[str, type]:
     """The dataclasses that may stand where `hint` is written, by name."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
+    return {
+        option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)
+    }

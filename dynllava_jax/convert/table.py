@@ -154,9 +154,6 @@ TEXT_PREDICTORS = {
     "output_text_score_predictor.": "output_predictor/",
     "instruct_score_predictor.": "instruct_predictor/",
 }
-    "output_text_score_predictor.": "output_predictor/",
-    "instruct_score_predictor.": "instruct_predictor/",
-}
 
 UNUSED_IN_TOWER = re.compile(r"post_layernorm\.(weight|bias)|embeddings\.position_ids")
 UNUSED_IN_DECODER = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

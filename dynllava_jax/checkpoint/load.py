@@ -1,0 +1,141 @@
+"""A model checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dynllava_jax.checkpoint.leaves import Target, abstract_model, is_selector, targets
+from dynllava_jax.checkpoint.store import CARRIED, read_info, read_items
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.errors import InputError
+from dynllava_jax.model.dynllava import DynamicLlava
+
+ShardingRule = Callable[[DynamicLlava], Any]
+"""An abstract model -> the same tree with a sharding in place of every parameter (`sharding.specs`)."""
+
+Shardings = dict[str, jax.sharding.Sharding]
+
+
+def load(
+    path: Path,
+    config: ModelConfig | None = None,
+    *,
+    dtype: Any = None,
+    sharding: ShardingRule | None = None,
+    fresh: bool = False,
+) -> DynamicLlava:
+    """Reads a model checkpoint, one item at a time on the host.
+
+    Args:
+        path: the checkpoint.
+        config: the model wanted, by default the checkpoint's own; another `sparse_layer`, other selectors or none
+            (`config.sparsity.dense()`) are fine.
+        dtype: of the parameters; None keeps what is stored.
+        sharding: where the parameters go, such as `lambda model: param_shardings(model, mesh, config)`; None: the
+            default device.
+        fresh: initialise selectors that the checkpoint lacks, instead of failing.
+
+    Returns:
+        The model, its parameters committed to their shardings.
+
+    Raises:
+        InputError: no checkpoint, a damaged leaf (named), or parameters that are missing, left over or of another
+            shape (all in one message).
+    """
+    info = read_info(path)
+    config = info.config if config is None else config
+    wanted = targets(config)
+    stored = {leaf: entry for item, found in info.items.items() if item != CARRIED for leaf, entry in found.items()}
+    missing = _check(Path(path), wanted, {leaf: tuple(entry["shape"]) for leaf, entry in stored.items()}, fresh)
+    slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in stored}
+    where = {} if sharding is None else _by_path(sharding(abstract_model(config)))
+    params: dict[str, jax.Array] = {}
+    for leaves in read_items(path, info):
+        for leaf, array in leaves.items():
+            if leaf in slots:
+                _place(params, *slots[leaf], array if dtype is None else array.astype(dtype), where)
+    if missing:
+        params |= _initialise(config, missing, dtype, where)
+    return _assemble(config, params)
+
+
+def fresh_parameters(config: ModelConfig, wanted: list[Target], seed: int = 0) -> dict[str, jax.Array]:
+    """Initial values of some parameters, the same for the same seed; the others are never computed."""
+    names = {target.path for target in wanted}
+
+    def initial() -> dict[str, jax.Array]:
+        flat = _by_path(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config))
+        return {name: flat[name] for name in sorted(names)}
+
+    return jax.jit(initial)()
+
+
+def _check(path: Path, wanted: list[Target], stored: dict[str, tuple[int, ...]], fresh: bool) -> list[Target]:
+    """The targets to initialise; raises when the rest does not fit."""
+    problems, missing = [], []
+    for target in wanted:
+        absent = [leaf for leaf in target.leaves if leaf not in stored]
+        if len(absent) == len(target.leaves) and fresh and is_selector(target.path):
+            missing.append(target)
+            continue
+        problems += [f"{leaf} is missing" for leaf in absent]
+        problems += [
+            f"{leaf} has shape {list(stored[leaf])}, not {list(target.leaf_shape)}"
+            for leaf in target.leaves
+            if leaf in stored and stored[leaf] != target.leaf_shape
+        ]
+    used = {leaf for target in wanted for leaf in target.leaves}
+    problems += [f"{leaf} is not part of the model" for leaf in stored if leaf not in used and not is_selector(leaf)]
+    if problems:
+        raise InputError(f"{path} does not fit the config asked for: {'; '.join(problems)}.")
+    return missing
+
+
+def _place(params: dict[str, jax.Array], target: Target, index: int, array: np.ndarray, shardings: Shardings) -> None:
+    where = shardings.get(target.path)
+    if not target.stacked:
+        params[target.path] = jax.device_put(array, where)
+        return
+    if target.path not in params:
+        params[target.path] = jnp.empty(target.shape, array.dtype, device=where)
+    params[target.path] = _insert(where)(params[target.path], jax.device_put(array, _layer_sharding(where)), index)
+
+
+def _layer_sharding(where: Any) -> jax.sharding.Sharding | None:
+    """The sharding of one layer of a stack."""
+    if isinstance(where, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*tuple(where.spec)[1:]))
+    return where
+
+
+@functools.cache
+def _insert(where: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Writes one layer into the stack in place: the stack is donated, so there is never a second copy."""
+    return jax.jit(
+        lambda stack, layer, index: jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0),
+        donate_argnums=0,
+        out_shardings=where,
+    )
+
+
+def _initialise(config: ModelConfig, missing: list[Target], dtype: Any, shardings: Shardings) -> dict[str, jax.Array]:
+    return {
+        path: jax.device_put(value if dtype is None else value.astype(dtype), shardings.get(path))
+        for path, value in fresh_parameters(config, missing).items()
+    }
+
+
+def _by_path(model: Any) -> dict[str, Any]:
+    return {"/".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(model))}
+
+
+def _assemble(config: ModelConfig, params: dict[str, jax.Array]) -> DynamicLlava:
+    graph, state = nnx.split(abstract_model(config))
+    flat = [(path, param.replace(params["/".join(map(str, path))])) for path, param in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))

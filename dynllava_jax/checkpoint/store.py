@@ -1,0 +1,251 @@
+"""The model checkpoint on disk: what conversion writes, what `load` and warm starts read.
+
+    DST/config.json   our config, format version, package versions, facts about the source; written last
+        hashes.json   a hash per leaf and per file
+        decoder_000/ … one Orbax pytree per decoder layer, rest/ (everything else), all uncompressed
+        carried/      tensors of the source that the model does not use; never loaded, written back on export
+        files/        tokenizer and the source's own JSON files, byte for byte
+
+Everything is made in `DST.tmp` and renamed, so that a half-written checkpoint never has the name of a whole one.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynllava_jax.checkpoint import hashes, orbax_items
+from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.config.json_codec import from_json, to_json
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.errors import InputError
+
+FORMAT = "dynllava_jax model checkpoint"
+FORMAT_VERSION = 1
+CARRIED = "carried"
+FILES = "files"
+
+_PACKAGES = ("dynllava_jax", "jax", "flax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What travels with the weights: `files` by name (kept byte for byte) and `facts` (JSON, kept in config.json)."""
+
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """`config.json` of a checkpoint.
+
+    Attributes:
+        config: the model.
+        dtype: of the weights, the widest if there are several.
+        versions: of the packages that wrote it.
+        facts: what conversion noted, such as `fresh` (predictors without trained weights).
+        items: item -> leaf -> hash, shape, dtype.
+        content_hash: one hash for all leaves and carried tensors.
+    """
+
+    config: ModelConfig
+    dtype: str
+    versions: dict[str, str]
+    facts: dict[str, Any]
+    items: dict[str, dict[str, dict[str, Any]]]
+    content_hash: str
+
+
+def write(
+    dst: Path,
+    config: ModelConfig,
+    leaves: Iterable[tuple[str, np.ndarray]],
+    *,
+    carried: Iterable[tuple[str, np.ndarray]] = (),
+    extras: Extras = Extras(),
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes a checkpoint, holding one item (a decoder layer, or the rest) in memory at a time.
+
+    Args:
+        dst: a folder that does not exist yet, or is empty.
+        config: the model that the leaves fill.
+        leaves: (path, array), the leaves of one item one after the other.
+        carried: (source's name, array).
+        extras: files and facts to keep.
+        progress: is told the bytes of each finished item.
+
+    Raises:
+        InputError: `dst` is taken. Whatever else fails leaves no trace on disk.
+    """
+    check_free(dst)
+    partial = dst.with_name(dst.name + ".tmp")
+    if partial.exists() and not (partial / "hashes.json").exists() and any(partial.iterdir()):
+        raise InputError(f"{partial} is in the way and is no unfinished checkpoint; remove it.")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_into(partial, config, leaves, carried, extras, progress)
+        if dst.exists():
+            dst.rmdir()
+        partial.rename(dst)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_free(dst: Path) -> None:
+    """Raises InputError when `dst` cannot become a checkpoint."""
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    try:
+        return json.loads((path / "config.json").read_text())["format"] == FORMAT and (path / "hashes.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_info(path: Path) -> Info:
+    """Raises InputError for a path that is no checkpoint, a newer format, or a damaged file."""
+    path = Path(path)
+    if not is_checkpoint(path):
+        raise InputError(_no_checkpoint(path))
+    recorded = _read_json(path / "hashes.json")
+    for name, digest in recorded.get("files", {}).items():
+        if not (path / name).is_file() or hashes.hash_bytes((path / name).read_bytes()) != digest:
+            raise InputError(f"{path / name} is missing or was changed since the checkpoint was written.")
+    written = _read_json(path / "config.json")
+    if written.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {written.get('format_version')}; this dynllava_jax reads {FORMAT_VERSION}. "
+            "Install the version that wrote it, or convert again."
+        )
+    config = from_json(ModelConfig, written["model"], f"{path / 'config.json'}: model")
+    items = recorded["items"]
+    return Info(config, written["dtype"], written["versions"], written["facts"], items, hashes.content_hash(items))
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Raises InputError as `read_info` does."""
+    return read_info(path).config
+
+
+def read_file(path: Path, name: str) -> bytes | None:
+    """A tokenizer or source file that travels with the checkpoint."""
+    file = Path(path) / FILES / name
+    return file.read_bytes() if file.is_file() else None
+
+
+def read_items(path: Path, info: Info) -> Iterator[dict[str, np.ndarray]]:
+    """The leaves, item by item, each checked against its hash."""
+    for item, recorded in info.items.items():
+        if item != CARRIED:
+            yield _read_item(path, item, recorded)
+
+
+def read_carried(path: Path, info: Info) -> dict[str, np.ndarray]:
+    """The source's tensors that the model does not use, by the source's names."""
+    return _read_item(path, CARRIED, info.items[CARRIED]) if CARRIED in info.items else {}
+
+
+def _read_item(path: Path, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    leaves = orbax_items.load(Path(path) / item)
+    hashes.check(leaves, recorded, str(Path(path) / item))
+    return leaves
+
+
+def _write_into(
+    folder: Path,
+    config: ModelConfig,
+    leaves: Iterable[tuple[str, np.ndarray]],
+    carried: Iterable[tuple[str, np.ndarray]],
+    extras: Extras,
+    progress: Callable[[int], None],
+) -> None:
+    items: dict[str, dict[str, dict[str, Any]]] = {}
+    files: dict[str, str] = {}
+    listing = {"algorithm": hashes.ALGORITHM, "items": items, "files": files}
+    _write_json(folder / "hashes.json", listing)
+    grouped = itertools.groupby(leaves, key=lambda leaf: item_of(leaf[0]))
+    for item, group in itertools.chain(grouped, ((CARRIED, carried),)):
+        content = {name: np.asarray(leaf, order="C") for name, leaf in group}
+        if item in items:
+            raise ValueError(f"the leaves of {item} do not come one after the other")
+        if not content:
+            continue
+        orbax_items.save(folder / item, content)
+        items[item] = hashes.describe(content)
+        progress(sum(leaf.nbytes for leaf in content.values()))
+        # Rewritten after each item: the list of finished ones is what a resumed conversion would read.
+        _write_json(folder / "hashes.json", listing)
+    for name, data in extras.files.items():
+        _put(folder, f"{FILES}/{name}", data, files)
+    dtypes = {np.dtype(leaf["dtype"]) for item, found in items.items() if item != CARRIED for leaf in found.values()}
+    config_json = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dtype": max(dtypes, key=lambda dtype: dtype.itemsize).name,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "facts": dict(extras.facts),
+        "model": to_json(config),
+    }
+    _put(folder, "config.json", _json_bytes(config_json), files)
+    _write_json(folder / "hashes.json", listing)
+
+
+def _put(folder: Path, name: str, data: bytes, files: dict[str, str]) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    files[name] = hashes.hash_bytes(data)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_bytes(_json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _no_checkpoint(path: Path) -> str:
+    quoted = shlex.quote(str(path))
+    if path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin"))):
+        dst = shlex.quote(f"{path.resolve().name}-jax")
+        return f"{path} holds PyTorch weights; convert them once: dynllava convert from-torch {quoted} {dst}"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return (
+            f"{path} is no folder here; if it is a Hugging Face name, download it and convert it once: "
+            f"dynllava convert from-torch DOWNLOADED_FOLDER {shlex.quote(path.name)}-jax"
+        )
+    if path.with_name(path.name + ".tmp").exists():
+        return f"{path} is no checkpoint: its conversion did not finish; run dynllava convert from-torch again."
+    return f"{path} is no model checkpoint: {'no config.json of ours in it' if path.exists() else 'it does not exist'}."

@@ -1,0 +1,304 @@
+"""PyTorch weights in: one folder of an official or llava-hf checkpoint becomes one model checkpoint."""
+
+import dataclasses
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint.leaves import Target, item_of, leaf_shapes, targets
+from dynllava_jax.checkpoint.load import fresh_parameters
+from dynllava_jax.config.hf import from_hf, is_llava_hf
+from dynllava_jax.config.model import ModelConfig, TextPrep
+from dynllava_jax.convert import tower as towers
+from dynllava_jax.convert.plan import Plan, make_plan
+from dynllava_jax.convert.read_torch import TorchWeights, read_json
+from dynllava_jax.convert.table import LAYOUTS, OFFICIAL, Layout
+from dynllava_jax.convert.tower import Tower
+from dynllava_jax.data.prompt import round_ids
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
+from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.errors import InputError
+
+Preference = Literal["given", "inside"]
+DTYPES = ("float32", "bfloat16", "float16")
+
+_KEPT_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+_TOWER_FILES = ("config.json", "preprocessor_config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        layout: the family of names that SRC follows.
+        tensors, carried, dropped: how many source tensors were used, kept for export, and left out.
+        fresh: predictors initialised because SRC has none.
+        nbytes: of the leaves written; seconds: wall time.
+        dtypes: how many leaves have which dtype.
+        notes: decisions that a user should know.
+    """
+
+    dst: str
+    layout: str
+    tensors: int
+    carried: int
+    dropped: int
+    fresh: tuple[str, ...]
+    nbytes: int
+    seconds: float
+    dtypes: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    vision_tower: Path | None = None,
+    prefer_tower: Preference | None = None,
+    dtype: str | None = None,
+    template: str = "vicuna_v1",
+    predictors: bool = True,
+    on_start: Callable[[int], None] = lambda nbytes: None,
+    on_item: Callable[[int], None] = lambda nbytes: None,
+) -> Report:
+    """Converts SRC into a model checkpoint at DST. Tensors stream one decoder layer at a time.
+
+    Args:
+        src: folder with config.json and weights (safetensors or .bin, one file or shards with an index).
+        dst: must not exist, or be empty.
+        vision_tower: a CLIPVisionModel or CLIPModel folder.
+        prefer_tower: which tower to use where a given one and the one inside SRC differ.
+        dtype: one of `DTYPES`; None keeps each tensor as stored.
+        template: the conversation template, which PyTorch checkpoints do not record.
+        predictors: give a base LLaVA freshly initialised predictors; otherwise it stays a dense model.
+        on_start: is told the bytes to come.
+        on_item: is told the bytes of each part written.
+
+    Raises:
+        InputError: anything wrong with SRC, the tower or DST, in one sentence; nothing is left at DST.
+    """
+    started = time.monotonic()
+    src, dst = Path(src), Path(dst)
+    store.check_free(dst)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    source = _open(src)
+    notes: list[str] = []
+    own, given = _find_towers(source, vision_tower, notes)
+    config = _config(source, own, given, template, notes)
+    base = "sparse_config" not in source.config
+    if base and predictors:
+        learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
+        config = dataclasses.replace(config, sparsity=learned)
+    tower = _choose_tower(own, given, prefer_tower, config, notes)
+    plan = make_plan(
+        source.weights,
+        source.layout,
+        tower,
+        config,
+        leaf_shapes(config),
+        unused_tower=own if tower is not own else None,
+        may_init=base,
+        cast=dtype is not None,
+    )
+    fresh = tuple(sorted({leaf.split("/")[0] for leaf in plan.fresh}))
+    if fresh:
+        notes.append(f"{' and '.join(fresh)} not in {src}: freshly initialised; use --dense until they are trained")
+    if plan.dropped:
+        notes.append(f"{len(plan.dropped)} tensors left out (CLIP's text model, or the tower not preferred)")
+    on_start(sum(step.weights.infos[step.rule.source].nbytes for step in plan.steps))
+    counter = _Counter()
+    store.write(
+        dst,
+        config,
+        counter.watch(_leaves(plan, config, None if dtype is None else np.dtype(jnp.dtype(dtype)))),
+        carried=((_carried_name(tower, weights, name), weights.read(name)) for weights, name in plan.carried),
+        extras=_extras(source, tower, fresh, plan, notes),
+        progress=on_item,
+    )
+    return Report(
+        str(dst),
+        source.layout.name,
+        len(plan.steps),
+        len(plan.carried),
+        len(plan.dropped),
+        fresh,
+        counter.nbytes,
+        time.monotonic() - started,
+        dict(counter.dtypes),
+        tuple(notes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    folder: Path
+    config: dict[str, Any]
+    weights: TorchWeights
+    layout: Layout
+
+
+def _open(src: Path) -> _Checkpoint:
+    if not src.is_dir():
+        raise InputError(f"{src} is no folder; SRC is a downloaded checkpoint folder.")
+    if store.is_checkpoint(src):
+        raise InputError(f"{src} is a model checkpoint of dynllava_jax already; SRC is a PyTorch folder.")
+    if not (src / "config.json").is_file():
+        raise InputError(f"{src} has no config.json; SRC is a PyTorch checkpoint folder.")
+    config, weights = read_json(src / "config.json"), TorchWeights(src)
+    layouts = [layout for layout in LAYOUTS if f"{layout.decoder}embed_tokens.weight" in weights.infos]
+    if not layouts:
+        names = " or ".join(f"{layout.decoder}embed_tokens.weight" for layout in LAYOUTS)
+        raise InputError(f"{src} holds no LLaVA: it has no tensor {names}.")
+    if is_llava_hf(config) == (layouts[0] is OFFICIAL):
+        kind = "llava-hf (text_config)" if is_llava_hf(config) else "official"
+        raise InputError(f"{src}: config.json is of the {kind} kind, but the tensors' names are {layouts[0].name}'s.")
+    return _Checkpoint(src, config, weights, layouts[0])
+
+
+def _find_towers(source: _Checkpoint, given: Path | None, notes: list[str]) -> tuple[Tower | None, Tower | None]:
+    own = towers.inside(source.weights, source.layout.towers)
+    if given is None and (found := towers.beside(source.folder, source.config)) is not None:
+        notes.append(f"vision tower {source.config.get('mm_vision_tower')} found at {found}")
+        given = found
+    if given is None and own is None:
+        name = source.config.get("mm_vision_tower", "a CLIP vision tower")
+        raise InputError(
+            f"{source.folder} holds no vision tower; it was made with {name}. Download that and run: dynllava convert "
+            f"from-torch {shlex.quote(str(source.folder))} DST --vision-tower FOLDER_OF_THE_TOWER"
+        )
+    return own, None if given is None else towers.open_tower(given)
+
+
+def _config(
+    source: _Checkpoint, own: Tower | None, given: Tower | None, template: str, notes: list[str]
+) -> ModelConfig:
+    vision = given.json("config.json") if given else None
+    if vision is None and source.layout is OFFICIAL:
+        name = source.config.get("mm_vision_tower")
+        if name not in towers.KNOWN_CONFIGS:
+            raise InputError(
+                f"{source.folder} holds the tensors of its vision tower {name!r} but not their config (heads, "
+                "activation); give its folder with --vision-tower."
+            )
+        vision = towers.KNOWN_CONFIGS[name]
+    preprocessor = _preprocessor(source.folder)
+    if preprocessor is None and given is not None:
+        preprocessor = given.json("preprocessor_config.json")
+    if preprocessor is None:
+        notes.append("no preprocessor_config.json: CLIP's mean, deviation and the tower's image size are taken")
+    return from_hf(
+        source.config,
+        vision,
+        preprocessor,
+        _optional_json(source.folder / "tokenizer_config.json"),
+        template=template,
+        round_ids=_round_ids(source, template, notes),
+        has_head=source.layout.head in source.weights.infos,
+        file=str(source.folder / "config.json"),
+    )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any] | None:
+    """Its own file, or a part of `processor_config.json` (transformers 5)."""
+    alone = _optional_json(folder / "preprocessor_config.json")
+    return alone or (_optional_json(folder / "processor_config.json") or {}).get("image_processor")
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _round_ids(source: _Checkpoint, template: str, notes: list[str]) -> tuple[int, ...]:
+    """The marker of a user's turn in the source's own tokenizer."""
+    chosen = get_template(template)
+    if any((source.folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return round_ids(Tokenizer.load(source.folder), chosen)
+    rows = source.weights.infos[f"{source.layout.decoder}embed_tokens.weight"].shape[0]
+    default = TextPrep().round_ids if template == TextPrep().template else ()
+    known = default if all(token < rows for token in default) else ()
+    notes.append(f"no tokenizer in {source.folder}: the ids that open a user's turn are taken as {list(known)}")
+    return known
+
+
+def _choose_tower(
+    own: Tower | None, given: Tower | None, prefer: Preference | None, config: ModelConfig, notes: list[str]
+) -> Tower:
+    if own is None or given is None:
+        tower = own or given
+        assert tower is not None  # _find_towers has seen to it
+        return tower
+    different = towers.differing(own, given, config)
+    if not different:
+        notes.append(f"the vision tower inside the checkpoint equals {given.folder} and is kept")
+        return own
+    if prefer is None:
+        raise InputError(
+            f"The vision tower inside {own.weights.folder} and {given.folder} differ in {len(different)} parameters "
+            f"(such as {different[0]}); say which to take: --prefer-tower given or --prefer-tower inside."
+        )
+    notes.append(f"two different vision towers: the {prefer} one is taken")
+    return given if prefer == "given" else own
+
+
+def _leaves(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> Iterator[tuple[str, np.ndarray]]:
+    """The leaves in the order of the checkpoint's items, fresh ones last; they belong to the rest."""
+    for step in plan.steps:
+        yield step.rule.leaf, step.read(dtype)
+    if not plan.fresh:
+        return
+    assert all(item_of(leaf) == "rest" for leaf in plan.fresh)
+    first = plan.steps[-1]
+    kept = first.weights.infos[first.rule.source].dtype if dtype is None else dtype
+    wanted: list[Target] = [target for target in targets(config) if target.leaves[0] in plan.fresh]
+    values = fresh_parameters(config, wanted)
+    for target in wanted:
+        value = np.asarray(values[target.path]).astype(kept)
+        for i, leaf in enumerate(target.leaves):
+            yield leaf, value[i] if target.stacked else value
+
+
+def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
+    """The source's own name; tensors of a tower apart are kept apart."""
+    return f"vision_tower/{name}" if weights is tower.weights and tower.folder is not None else name
+
+
+def _extras(source: _Checkpoint, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
+    files = {name: source.folder / name for name in (*_KEPT_FILES, *TOKENIZER_FILES)}
+    if tower.folder is not None:
+        files |= {f"vision_tower/{name}": tower.folder / name for name in _TOWER_FILES}
+    return store.Extras(
+        {name: path.read_bytes() for name, path in files.items() if path.is_file()},
+        {
+            "source": str(source.folder),
+            "layout": source.layout.name,
+            "tower_prefix": tower.prefix,
+            "fresh": list(fresh),
+            "dropped": len(plan.dropped),
+            "notes": notes,
+        },
+    )
+
+
+class _Counter:
+    """Counts what passes by."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.dtypes: Counter[str] = Counter()
+
+    def watch(self, leaves: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        for name, leaf in leaves:
+            self.nbytes += leaf.nbytes
+            self.dtypes[leaf.dtype.name] += 1
+            yield name, leaf
