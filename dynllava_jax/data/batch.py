@@ -5,6 +5,7 @@ Axis legend: B rows, S sequence (image slots included), M images per row, H W pi
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from jaxtyping import Float, Int
 from dynllava_jax.data.spans import IGNORE, Kind, Sample
 from dynllava_jax.errors import InputError
 
+# A field holds a host or device array or, since a batch is a pytree, what stands in an array's place in a tree of
+# shapes or shardings; hence Any.
 Array = jax.Array | np.ndarray
 
 
@@ -31,13 +34,13 @@ class Batch:
         labels: ids to predict, IGNORE elsewhere; None at inference.
     """
 
-    tokens: Int[Array, "B S"]
-    kind: Int[Array, "B S"]
-    positions: Int[Array, "B S"]
-    lengths: Int[Array, " B"]
-    image_count: Int[Array, " B"]
-    images: Float[Array, "B M H W 3"] | None = None
-    labels: Int[Array, "B S"] | None = None
+    tokens: Int[Array, "B S"] | Any
+    kind: Int[Array, "B S"] | Any
+    positions: Int[Array, "B S"] | Any
+    lengths: Int[Array, " B"] | Any
+    image_count: Int[Array, " B"] | Any
+    images: Float[Array, "B M H W 3"] | Any | None = None
+    labels: Int[Array, "B S"] | Any | None = None
 
 
 def make_batch(

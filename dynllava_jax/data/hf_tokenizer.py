@@ -9,7 +9,12 @@ from dynllava_jax.errors import InputError
 
 
 class HfTokenizer:
-    """The `tokenizer.json` backend of `Tokenizer`."""
+    """The `tokenizer.json` backend of `Tokenizer`.
+
+    Attributes:
+        roles: "bos", "eos", "unk", "pad" to the token's text, as far as they are known.
+        strips_first_space: the space that a text's first piece begins with was put there by the tokenizer.
+    """
 
     def __init__(self, file: Path, special: SpecialTokens) -> None:
         try:
@@ -30,12 +35,14 @@ class HfTokenizer:
         self.roles = special.roles
 
     def encode(self, text: str) -> list[int]:
+        """Ids without BOS; special tokens inside the text are recognised."""
         return self._model.encode(text, add_special_tokens=False).ids
 
     def id_of(self, token: str) -> int | None:
         return self._model.token_to_id(token)
 
     def pieces(self) -> dict[int, bytes]:
+        """The UTF-8 bytes that each id stands for; half a character is possible."""
         table = _byte_alphabet() if self._byte_level else None
         pieces = {
             number: _piece(text, table) for text, number in self._model.get_vocab(with_added_tokens=False).items()

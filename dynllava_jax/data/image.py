@@ -4,16 +4,14 @@ Axis legend: H W pixels of the tower's input, last axis red, green, blue.
 """
 
 import io
-import struct
+import stat
 import threading
 import warnings
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dynllava_jax.config.model import ImagePrep
 from dynllava_jax.data.download import download
@@ -23,13 +21,12 @@ MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, and largest canvas that padding or resizing may need (300 MB)."""
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
+"""What `load_image` understands; anything else that numpy can read as an array is fine too."""
 
-# What PIL's decoders raise on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
 _filters = threading.Lock()
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource | object) -> Image.Image:
     """An RGB picture from a path, an http(s) address, file bytes, a PIL image or an array.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits, and of an
@@ -42,12 +39,12 @@ def load_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "The PIL image")
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), f"The image of {len(source)} bytes")
+    if isinstance(source, (bytes, bytearray)):
+        return _decode(io.BytesIO(source), f"The image of {len(source)} bytes")
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(download(source), f"The image {source}")
+        return _decode(io.BytesIO(download(source)), f"The image {source[:300]!r}")
     if isinstance(source, (str, Path)):
-        return _decode(_read(Path(source).expanduser()), f"The image {source}")
+        return _open(source, f"The image {str(source)[:300]!r}")
     if hasattr(source, "__array__"):
         return _to_rgb(_from_array(np.asarray(source)), "The image array")
     raise InputError(f"An image is a path, an address, bytes, a PIL image or an array, not a {type(source).__name__}.")
@@ -86,32 +83,38 @@ def preprocess(image: Image.Image, prep: ImagePrep) -> Float[np.ndarray, "H W 3"
     return (scaled - np.asarray(prep.mean, np.float32)) / np.asarray(prep.std, np.float32)
 
 
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a directory, not an image.")
-    if not path.exists():
-        raise InputError(f"There is no image {path}; check the path.")
-    if not path.is_file():
-        raise InputError(f"{path} is no ordinary file; give an image file.")
+def _open(source: str | Path, what: str) -> Image.Image:
     try:
-        return path.read_bytes()
+        path = Path(source).expanduser()
+        mode = path.stat().st_mode
+        file = path.open("rb") if stat.S_ISREG(mode) else None
+    except FileNotFoundError:
+        raise InputError(f"{what} does not exist; check the path.") from None
     except OSError as error:
-        raise InputError(f"The image {path} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{what} cannot be read: {error.strerror}.") from None
+    except (ValueError, RuntimeError) as error:  # a NUL in the path; ~ of an unknown user
+        raise InputError(f"{what} cannot be read: {error}.") from None
+    if file is None:
+        kind = "a directory" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise InputError(f"{what} is {kind}; give an image file.")
+    with file:
+        return _decode(file, what)
 
 
-def _decode(data: bytes, what: str) -> Image.Image:
-    if not data:
+def _decode(file: io.BytesIO | io.BufferedReader, what: str) -> Image.Image:
+    if not file.read(1):
         raise InputError(f"{what} is empty.")
+    file.seek(0)
     try:
         # Opening reads the header only; PIL's own warning about size would come on top of our error.
         with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(file)
     except Image.DecompressionBombError:
         raise InputError(f"{what} has far more pixels than the limit of {MAX_PIXELS}; make it smaller.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InputError(f"{what} is in no image format that Pillow knows, whatever its name says.") from None
-    except _DAMAGED as error:
+    except Exception as error:  # decoders raise anything on damaged files
         raise InputError(f"{what} is damaged: {error}.") from None
     with image:
         return _to_rgb(image, what)
@@ -131,14 +134,14 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return _upright(image).convert("RGB")
-    except _DAMAGED as error:
+    except Exception as error:  # decoders raise anything on damaged files
         raise InputError(f"{what} cannot be decoded: {error}.") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:
+    except Exception:
         return image  # Damaged EXIF says nothing about the pixels.
 
 
@@ -154,7 +157,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise InputError(f"An image array is [height, width] or [height, width, 1|3|4], not {list(array.shape)}.")
     if array.dtype == np.uint16:

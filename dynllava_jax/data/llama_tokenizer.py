@@ -16,7 +16,12 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class LlamaTokenizer:
-    """The sentencepiece backend of `Tokenizer`."""
+    """The sentencepiece backend of `Tokenizer`.
+
+    Attributes:
+        roles: "bos", "eos", "unk", "pad" to the token's text, as far as they are known.
+        strips_first_space: the space that a text's first piece begins with was put there by the tokenizer.
+    """
 
     strips_first_space = True
 
@@ -44,6 +49,7 @@ class LlamaTokenizer:
         self._shield_length = len(self._model.encode(self._shield))
 
     def encode(self, text: str) -> list[int]:
+        """Ids without BOS; special tokens inside the text are recognised."""
         if not text:
             return []
         if not self._legacy:
@@ -67,6 +73,7 @@ class LlamaTokenizer:
         return number if self._model.id_to_piece(number) == token else None
 
     def pieces(self) -> dict[int, bytes]:
+        """The UTF-8 bytes that each id stands for; half a character is possible."""
         pieces = {number: self._piece(number) for number in range(self._model.vocab_size())}
         return pieces | {token.id: token.text.encode() for token in self._added.values()}
 

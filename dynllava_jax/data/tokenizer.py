@@ -4,7 +4,6 @@ import codecs
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from dynllava_jax.data.hf_tokenizer import HfTokenizer
 from dynllava_jax.data.llama_tokenizer import LlamaTokenizer
@@ -27,30 +26,7 @@ def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
 
 codecs.register_error(_REPLACE_EACH, _replace_each_byte)
 
-
-class Backend(Protocol):
-    """What a tokenizer file gives.
-
-    `roles` maps "bos", "eos", "unk", "pad" to tokens. `strips_first_space`: the space that a text's first piece
-    begins with was put there by the tokenizer.
-    """
-
-    roles: dict[str, str]
-    strips_first_space: bool
-
-    def encode(self, text: str) -> list[int]:
-        """Ids without BOS; special tokens inside the text are recognised."""
-        ...
-
-    def id_of(self, token: str) -> int | None: ...
-
-    def pieces(self) -> dict[int, bytes]:
-        """The UTF-8 bytes that each id stands for; half a character is possible."""
-        ...
-
-    def special_ids(self) -> frozenset[int]: ...
-
-    def adds_bos(self) -> bool: ...
+Backend = LlamaTokenizer | HfTokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
