@@ -16,14 +16,15 @@ def save(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
         if leaf.size == 0:
             raise InputError(f"{name} has shape {list(leaf.shape)}: a tensor without elements cannot be stored.")
     with _context():
-        ocp.save(path.absolute(), dict(leaves))
+        ocp.save(str(path.absolute()), dict(leaves))
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
     """Raises InputError when the folder is missing or too damaged for Orbax to read."""
     try:
         with _context():
-            loaded: Any = ocp.load(path.absolute(), ocp.metadata(path.absolute()).metadata)
+            folder = str(path.absolute())
+            loaded: Any = ocp.load(folder, ocp.metadata(folder).metadata)
     except Exception as error:  # whatever Orbax and TensorStore raise for a damaged folder
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} is missing or damaged: {reason[:200]}") from None

@@ -9,7 +9,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +36,7 @@ class TensorInfo:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+@runtime_checkable
 class _File(Protocol):
     @property
     def entries(self) -> dict[str, Any]: ...

@@ -1,11 +1,12 @@
 """What happens to a tensor between torch's form and ours; each step knows its own inverse."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Works on arrays of any dtype without changing a value; `shape` says what `apply` will give."""
 
