@@ -90,6 +90,28 @@ def tiny() -> ModelConfig:
     )
 
 
+def demo() -> ModelConfig:
+    """The embedded model: 576 image tokens as in the paper, everything else small."""
+    return ModelConfig(
+        vision=VisionConfig(hidden_size=96, intermediate_size=384, num_layers=5, num_heads=4),
+        decoder=DecoderConfig(
+            vocab_size=628,
+            hidden_size=192,
+            intermediate_size=512,
+            num_layers=6,
+            num_heads=6,
+            num_kv_heads=2,
+            head_dim=32,
+            max_positions=2048,
+        ),
+        sparsity=SparsityConfig(
+            image_predictor=TransformerPredictor(width=128, num_heads=4, mlp_width=256),
+            text_predictor=MlpPredictor(width=128),
+        ),
+        text_prep=TextPrep(round_ids=(547, 611)),
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     make.__name__: make
     for make in (
@@ -99,6 +121,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
         dynamic_llava_13b,
         dynamic_llava_34b,
         dynamic_llava_70b,
+        demo,
         tiny,
     )
 }

@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from dynllava_jax.data.spans import IGNORE, Kind, Sample
 from dynllava_jax.errors import InputError
 
 # A field holds a host or device array or, since a batch is a pytree, what stands in an array's place in a tree of
 # shapes or shardings; hence Any.
-Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,1 @@
+"""What comes with the package: a small model and a few pictures."""

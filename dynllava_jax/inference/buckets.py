@@ -5,14 +5,16 @@ S prompt slots, S2 deep slots, M images per sample, A answer tokens.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
-from dynllava_jax.config.check import check_fields
+from dynllava_jax.config.check import check_fields, check_positive
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
 _TILE = 128
 _GROWTH = 1.25
+_MOST_STEPS = 7
 _MARGIN = 1.1
 
 
@@ -35,8 +37,10 @@ class Shape:
         most = self.deep_length + self.answer
         capacity = _round_up(self.deep_length + int(_MARGIN * keep_rate * self.answer))
         capacities = [min(capacity, most)]
+        # Each capacity is a program: a long answer of which little is expected to stay grows in larger steps.
+        growth = max(_GROWTH, (most / capacities[0]) ** (1 / _MOST_STEPS))
         while capacities[-1] < most:
-            capacities.append(min(_round_up(int(_GROWTH * capacities[-1])), most))
+            capacities.append(min(_round_up(math.ceil(growth * capacities[-1])), most))
         return tuple(capacities)
 
 
@@ -62,6 +66,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_positive(self, "segment")
         for name in ("rows", "images", "length", "answer", "instruction"):
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)) or min(sizes) < (0 if name == "images" else 1):

@@ -39,11 +39,11 @@ class Asked(NamedTuple):
         seed: uint32.
     """
 
-    budget: Int[Array, " B"]
-    temperature: Float[Array, " B"]
-    k: Int[Array, " B"]
-    p: Float[Array, " B"]
-    seed: Int[Array, " B"]
+    budget: Int[Array, " B"] | Any
+    temperature: Float[Array, " B"] | Any
+    k: Int[Array, " B"] | Any
+    p: Float[Array, " B"] | Any
+    seed: Int[Array, " B"] | Any
 
 
 class Opened(NamedTuple):
@@ -96,7 +96,7 @@ class Engine:
         self._prefill = jax.jit(self._run_prefill, static_argnames=("plan",))
         self._segment = jax.jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
         self._extend = jax.jit(self._run_extend, static_argnames=("plan",), donate_argnums=(3,))
-        self._repack = jax.jit(_repack, static_argnames=("capacities",))
+        self._repack = jax.jit(self._run_repack, static_argnames=("capacities",))
         self._grow = jax.jit(self._run_grow, static_argnames=("capacity",), donate_argnums=(0,))
         self._nocache_open = jax.jit(self._run_nocache_open, static_argnames=("plan",))
         self._nocache = jax.jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
@@ -253,6 +253,9 @@ class Engine:
         out = extend(nnx.merge(self._graph, params), tokens, lengths, cache, draws.key, plan)
         return start(out.logits, out.cache, asked.budget, draws, self.stop_ids)
 
+    def _run_repack(self, cache: Cache, capacities: tuple[int, int]) -> Cache:
+        return Cache(cache.shallow.repack(capacities[0]), cache.deep.repack(capacities[1]))
+
     def _run_grow(self, state: DecodeState, capacity: int) -> DecodeState:
         cache = Cache(state.cache.shallow, state.cache.deep.grow(capacity))
         return dataclasses.replace(state, cache=cache)
@@ -271,7 +274,3 @@ class Engine:
 
 def _draws(asked: Asked) -> Draws:
     return Draws(asked.temperature, asked.k, asked.p, jax.vmap(jax.random.key)(asked.seed))
-
-
-def _repack(cache: Cache, capacities: tuple[int, int]) -> Cache:
-    return Cache(cache.shallow.repack(capacities[0]), cache.deep.repack(capacities[1]))

@@ -86,7 +86,8 @@ def extend(
     shallow = run_stack(model.decoder.shallow, hidden, by, _attend(cache.shallow, plan), trace=trace)
 
     counted = steps + (0 if answered is None else answered[:, None])
-    view = TokenView(shallow.hidden, jnp.broadcast_to(counted, tokens.shape), keys)
+    rate = getattr(plan.sparsity, f"{plan.judge}_keep_rate")
+    view = TokenView(shallow.hidden, jnp.broadcast_to(counted, tokens.shape), keys, rate)
     keep, logits = _judge(model, view, lengths, plan)
     deep = run_stack(model.decoder.deep, shallow.hidden, by, _attend(cache.deep, plan), trace=trace)
 

@@ -87,6 +87,7 @@ def append(batch: Batch, token: Int[Array, " B"], active: Bool[Array, " B"]) -> 
         batch,
         tokens=jnp.where(here, token[:, None], batch.tokens),
         kind=jnp.where(here, Kind.ANSWER, batch.kind).astype(batch.kind.dtype),
+        positions=jnp.where(here, batch.lengths[:, None], batch.positions),
         lengths=batch.lengths + active,
     )
 

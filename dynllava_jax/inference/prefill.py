@@ -101,15 +101,14 @@ def prefill(
         return api.attention(query, key, value, implementation=plan.attention)
 
     by = rope(config.decoder, batch.positions)
-    last = jnp.maximum(batch.lengths - 1, 0)
-    watch = last if images is not None and _wants_attention(model, plan.sparsity) else None
+    watch = _last_of_prompt(batch) if images is not None and _wants_attention(model, plan.sparsity) else None
     caching, trace = plan.shallow_capacity is not None, plan.probe.hidden
     shallow = run_stack(
         model.decoder.shallow, hidden, by, attend, capacity=plan.shallow_capacity, trace=trace, watch=watch
     )
     with jax.named_scope("selection"):
         slots = 0 if images is None else images.features.shape[1]
-        rules = Rules(plan.sparsity, slots, plan.deep_length, plan.keep_policy)
+        rules = Rules(plan.sparsity, slots, plan.deep_length, plan.keep_policy, plan.probe)
         selection, hidden = select(model, batch, shallow, keys, rules)
         order = selection.order
         hidden = constrain(take(hidden, order), "batch", "seq", "embed")
@@ -132,6 +131,11 @@ def prefill(
         kept_origin=_origin(images, selection),
         trace=(shallow.trace, deep.trace) if shallow.trace is not None and deep.trace is not None else None,
     )
+
+
+def _last_of_prompt(batch: Batch) -> Int[Array, " B"]:
+    """The query that attention-based selectors rank by: the same one at every step of an answer."""
+    return jnp.maximum(batch.lengths - jnp.sum(batch.kind == Kind.ANSWER, axis=-1) - 1, 0)
 
 
 def _wants_attention(model: DynamicLlava, sparsity: SparsityConfig) -> bool:

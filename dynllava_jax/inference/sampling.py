@@ -107,6 +107,7 @@ def _cut(logits: Float[Array, "B V"], draws: Draws) -> Float[Array, "B V"]:
     ordered = jnp.where(jnp.arange(size) < k[:, None], ordered, -jnp.inf)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    inside = (before < draws.p[:, None]) & jnp.isfinite(ordered)
+    # p = 1 means no cut, whatever the sum of many small numbers comes to.
+    inside = ((before < draws.p[:, None]) | (draws.p[:, None] >= 1.0)) & jnp.isfinite(ordered)
     lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scaled >= lowest, scaled, -jnp.inf)

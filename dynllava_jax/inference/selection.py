@@ -15,6 +15,8 @@ from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.model.decoder import StackOutput
 from dynllava_jax.model.dynllava import DynamicLlava, selector_context
+from dynllava_jax.model.predictors import Scorer
+from dynllava_jax.model.probe import Probe
 from dynllava_jax.sparsify.policy import KeepPolicy, Threshold
 from dynllava_jax.sparsify.select import compact, image_keep, rank_of, slots_of, top_k
 from dynllava_jax.sparsify.selector import ImageView, Merged, TextSelector, TokenView, check_result
@@ -30,6 +32,7 @@ class Selection(NamedTuple):
         image_index: kept tokens inside each image, ascending; None when images are not selected.
         image_scores: what was ranked, float32; None for merged tokens or without selection.
         text_logits: keep and drop logit of every token that a text predictor judged, 0 elsewhere; None without one.
+        image_logits: keep and drop logit of every image token, when the probe asks and the selector has them.
     """
 
     keep: Bool[Array, "B S"]
@@ -38,6 +41,7 @@ class Selection(NamedTuple):
     image_index: Int[Array, "B M K"] | None
     image_scores: Float[Array, "B M P"] | None
     text_logits: Float[Array, "B S 2"] | None
+    image_logits: Float[Array, "B M P 2"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Rules:
         images: M, image slots of a sample.
         deep_length: S2, slots of the deep sequence.
         keep_policy: rule for answer tokens that stand in the batch.
+        probe: what to show besides.
     """
 
     sparsity: SparsityConfig
     images: int
     deep_length: int
     keep_policy: KeepPolicy
+    probe: Probe
 
 
 def select(
@@ -63,11 +69,15 @@ def select(
     """Judges the residual stream that leaves the shallow stack; merged image tokens are written into it."""
     hidden = shallow.hidden
     keep = batch.kind != Kind.PAD
-    index = scores = None
+    index = scores = image_logits = None
     sparsity = rules.sparsity
     if rules.images and sparsity.image_selector is not None and model.image_predictor is not None:
         is_image = batch.kind == Kind.IMAGE
-        chosen = _judge_images(model, batch, shallow, keys, rules)
+        view = _image_view(model, batch, shallow, keys, rules)
+        context = selector_context(dataclasses.replace(model.config, sparsity=sparsity), "image")
+        chosen = check_result(model.image_predictor, context, view)
+        if rules.probe.selection and hasattr(model.image_predictor, "logits"):
+            image_logits = model.image_predictor.logits(view.features).astype(jnp.float32)
         if isinstance(chosen, Merged):
             index = chosen.index
             hidden = _write_merged(hidden, is_image, chosen, model.config.image_tokens)
@@ -81,12 +91,12 @@ def select(
         keep = keep & ~verdict.drop
         logits = verdict.logits if logits is None else logits + verdict.logits
     order, lengths = compact(keep, rules.deep_length)
-    return Selection(keep, order, lengths, index, scores, logits), hidden
+    return Selection(keep, order, lengths, index, scores, logits, image_logits), hidden
 
 
 def text_logits(selector: TextSelector, view: TokenView) -> Float[Array, "B T 2"]:
     """Keep and drop logit of each token; a selector that only gives margins has the drop logit 0."""
-    if hasattr(selector, "logits"):
+    if isinstance(selector, Scorer):
         return selector.logits(view.hidden).astype(jnp.float32)
     margin = selector(view).astype(jnp.float32)
     return jnp.stack([margin, jnp.zeros_like(margin)], axis=-1)
@@ -106,33 +116,35 @@ def _judge_text(
 ) -> list[_Verdict]:
     verdicts = []
     places = (
-        (rules.sparsity.instruct_selector, model.instruct_predictor, Kind.LAST_INSTRUCTION, Threshold()),
-        (rules.sparsity.output_selector, model.output_predictor, Kind.ANSWER, rules.keep_policy),
+        ("instruct", model.instruct_predictor, Kind.LAST_INSTRUCTION, Threshold()),
+        ("output", model.output_predictor, Kind.ANSWER, rules.keep_policy),
     )
-    for wanted, predictor, kind, rule in places:
+    for place, predictor, kind, rule in places:
+        wanted, rate = (getattr(rules.sparsity, f"{place}_{name}") for name in ("selector", "keep_rate"))
         if wanted is None or predictor is None:
             continue
         span = batch.kind == kind
-        # The very last token is the one that speaks next: it is never dropped.
-        candidates = span & (jnp.arange(span.shape[1]) != (batch.lengths - 1)[:, None])
-        logits = text_logits(predictor, TokenView(hidden, rank_of(span), keys))
+        # The last token of a span is the one that speaks next: it is never dropped. That of the prompt stays even
+        # when answer tokens follow it (decoding without a cache), because the cache has stored it by then.
+        rank = rank_of(span)
+        candidates = span & (rank != jnp.sum(span, axis=-1, keepdims=True) - 1)
+        logits = text_logits(predictor, TokenView(hidden, rank, keys, rate))
         drop = candidates & ~rule(logits, candidates)
         verdicts.append(_Verdict(drop, jnp.where(span[..., None], logits, 0.0)))
     return verdicts
 
 
-def _judge_images(
+def _image_view(
     model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], rules: Rules
-) -> Float[Array, "B M P"] | Merged:
-    config = dataclasses.replace(model.config, sparsity=rules.sparsity)
-    images, per_image = rules.images, config.image_tokens
+) -> ImageView:
+    images, per_image = rules.images, model.config.image_tokens
     slots = jnp.minimum(slots_of(batch.kind == Kind.IMAGE, images * per_image), batch.kind.shape[1] - 1)
     features = jnp.take_along_axis(shallow.hidden, slots[..., None], axis=1)
     attention = shallow.watched
     if attention is not None:
         attention = jnp.take_along_axis(attention, slots[:, None], axis=2)
         attention = attention.reshape(*attention.shape[:2], images, per_image)
-    view = ImageView(
+    return ImageView(
         features=features.reshape(features.shape[0], images, per_image, -1),
         present=jnp.arange(images) < batch.image_count[:, None],
         hidden=shallow.hidden,
@@ -141,7 +153,6 @@ def _judge_images(
         attention=attention,
         keys=keys,
     )
-    return check_result(model.image_predictor, selector_context(config, "image"), view)
 
 
 def _write_merged(

@@ -20,6 +20,9 @@ _ATTENTION: Mapping[str, Callable[..., Array]] = {"xla": xla.attention}
 _POLICY: Mapping[str, Callable[..., Array]] = {"xla": xla.policy_attention}
 _CACHED: Mapping[str, Callable[..., Array]] = {"xla": xla.cached_attention}
 
+_BEST = ("xla",)
+"""What None means. The same on every platform as long as there is one implementation."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +68,14 @@ def cached_attention(
     return chosen(query, key, value, blocks, layer, lengths)
 
 
+def chosen(platform: str) -> dict[str, tuple[str, ...]]:
+    """For each operation the implementations that `None` tries on a platform, in order."""
+    del platform
+    return dict.fromkeys(("attention", "policy_attention", "cached_attention"), _BEST)
+
+
 def _dispatch(op: str, table: Mapping[str, Callable[..., Array]], wanted: Implementation) -> Callable[..., Array]:
-    names = ("xla",) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    names = _BEST if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:
         if name not in table:
             raise InputError(f"{op} has no implementation {name!r}; there are {', '.join(table)}.")

@@ -21,9 +21,12 @@ def attention(
     value: Float[Array, "B G S E"],
 ) -> Float[Array, "B H S E"]:
     """Causal self-attention. Padding stands on the right, so that no real query ever sees it."""
-    scores = _scores(query, key)
-    weights = jax.nn.softmax(jnp.where(_causal(query.shape[2]), scores, -jnp.inf), axis=-1)
-    return _combine(weights, value)
+    return _combine(attention_weights(query, key), value)
+
+
+def attention_weights(query: Float[Array, "B H S E"], key: Float[Array, "B G S E"]) -> Float[Array, "B G R S S"]:
+    """The weights of `attention`."""
+    return jax.nn.softmax(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf), axis=-1)
 
 
 def policy_attention(

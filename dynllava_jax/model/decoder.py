@@ -5,7 +5,7 @@ E head dimension, L layers of one stack, C capacity.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def run_stack(
     """
     room = 0 if capacity is None else capacity - hidden.shape[1]
 
-    def body(x: Array, xs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Array | None, ...]]:
+    def body(x: Array, xs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Any, ...]]:
         layer, index = xs
         with jax.named_scope("attention"):
             query, key, value = layer.attention.project(layer.attention_norm(x), by)

@@ -3,7 +3,7 @@
 B batch, S sequence, M images per sample, P image tokens of one image, C tower features, D decoder features.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -127,9 +127,10 @@ def selector_context(config: ModelConfig, place: Place) -> SelectorContext:
         count = config.image_tokens
     if count:
         kept = sparsity.kept(place, count)
-    return SelectorContext(width, count, kept, getattr(sparsity, f"{place}_keep_rate"), predictor, place)
+    rate = getattr(sparsity, f"{place}_keep_rate")
+    return SelectorContext(width, count, kept, rate, predictor, place, config.decoder.initializer_range)
 
 
-def _selector(rngs: nnx.Rngs, config: ModelConfig, place: Place) -> nnx.Module | None:
+def _selector(rngs: nnx.Rngs, config: ModelConfig, place: Place) -> Any:
     name = getattr(config.sparsity, f"{place}_selector")
     return None if name is None else load_selector(name, selector_context(config, place), rngs)

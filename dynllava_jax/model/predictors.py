@@ -8,6 +8,7 @@ tokens (`TextPredictor`).
 """
 
 import abc
+import itertools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -50,7 +51,7 @@ class Scorer(nnx.Module, abc.ABC):
 class LinearScorer(Scorer):
     def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
         self.norm = LayerNorm(rngs, context.width)
-        self.score = Linear(rngs, context.width, 2, ("embed", None), bias=True)
+        self.score = Linear(rngs, context.width, 2, ("embed", None), bias=True, std=context.initializer_range)
 
     def logits(self, x: Float[Array, "*B N C"]) -> Float[Array, "*B N 2"]:
         return self.score(self.norm(x))
@@ -63,7 +64,7 @@ class MlpScorer(Scorer):
         assert isinstance(context.predictor, MlpPredictor)
         width = context.predictor.width
         self.norm = LayerNorm(rngs, context.width)
-        self.layers = _chain(rngs, "embed", context.width, width, width // 2, width // 4, 2)
+        self.layers = _chain(rngs, context.initializer_range, "embed", context.width, width, width // 2, width // 4, 2)
 
     def logits(self, x: Float[Array, "*B N C"]) -> Float[Array, "*B N 2"]:
         return _run_chain(self.layers, self.norm(x))
@@ -80,9 +81,10 @@ class TransformerScorer(Scorer):
         config = context.predictor
         assert isinstance(config, TransformerPredictor)
         self.input_norm = LayerNorm(rngs, context.width)
-        self.input_proj = Linear(rngs, context.width, config.width, ("embed", "predictor"), bias=True)
-        self.blocks = stack(rngs, config.depth, lambda rngs: _Block(rngs, config))
-        self.score = _chain(rngs, "predictor", config.width, config.width // 2, config.width // 4, 2)
+        std = context.initializer_range
+        self.input_proj = Linear(rngs, context.width, config.width, ("embed", "predictor"), bias=True, std=std)
+        self.blocks = stack(rngs, config.depth, lambda rngs: _Block(rngs, config, std))
+        self.score = _chain(rngs, std, "predictor", config.width, config.width // 2, config.width // 4, 2)
         self.alone = context.judges_text
 
     def logits(self, x: Float[Array, "*B N C"], policy: Float[Array, "*B N"] | None = None) -> Float[Array, "*B N 2"]:
@@ -107,12 +109,12 @@ class TransformerScorer(Scorer):
 class _Block(nnx.Module):
     """A pre-norm encoder block: attention among the N tokens without mask or positions, then an MLP."""
 
-    def __init__(self, rngs: nnx.Rngs, config: TransformerPredictor):
+    def __init__(self, rngs: nnx.Rngs, config: TransformerPredictor, std: float):
         self.norm1 = LayerNorm(rngs, config.width)
-        self.qkv = Linear(rngs, config.width, 3 * config.width, ("embed", "predictor"))
-        self.out = Linear(rngs, config.width, config.width, ("predictor", "embed"), bias=True)
+        self.qkv = Linear(rngs, config.width, 3 * config.width, ("embed", "predictor"), std=std)
+        self.out = Linear(rngs, config.width, config.width, ("predictor", "embed"), bias=True, std=std)
         self.norm2 = LayerNorm(rngs, config.width)
-        self.mlp = Mlp(rngs, config.width, config.mlp_width, gelu)
+        self.mlp = Mlp(rngs, config.width, config.mlp_width, gelu, std)
         self.num_heads = config.num_heads
 
     def __call__(self, x: Float[Array, "*B N D"]) -> Float[Array, "*B N D"]:
@@ -128,10 +130,11 @@ class _Block(nnx.Module):
         return jnp.einsum("...hnm,...mhe->...nhe", weights, value).reshape(*lead, count, packed // 3)
 
 
-def _chain(rngs: nnx.Rngs, enters: str, *widths: int) -> Sequence[Linear]:
+def _chain(rngs: nnx.Rngs, std: float, enters: str, *widths: int) -> Sequence[Linear]:
     axes = (enters, *("predictor" for _ in widths[2:]), None)
     return nnx.List(
-        Linear(rngs, widths[i], widths[i + 1], (axes[i], axes[i + 1]), bias=True) for i in range(len(widths) - 1)
+        Linear(rngs, inputs, outputs, pair, bias=True, std=std)
+        for (inputs, outputs), pair in zip(itertools.pairwise(widths), itertools.pairwise(axes), strict=True)
     )
 
 

@@ -10,7 +10,7 @@ class Probe:
     Attributes:
         hidden: the residual stream after every decoder layer.
         logits: the vocabulary logits of every position (otherwise of the last one only).
-        selection: predictor logits, ranked scores, kept indices and original positions.
+        selection: the image predictor's two logits (what was ranked and kept is always told).
     """
 
     hidden: bool = False

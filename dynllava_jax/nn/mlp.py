@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from dynllava_jax.nn.linear import Linear
 
+Activation = Callable[[jax.Array], jax.Array]
+
 
 class GatedMlp(nnx.Module):
     """Llama's SwiGLU: down(silu(gate(x)) · up(x))."""
@@ -27,9 +29,9 @@ class GatedMlp(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with biases around one activation (ViT blocks)."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, activation: Callable[[jax.Array], jax.Array]):
-        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), bias=True)
-        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), bias=True)
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, activation: Activation, std: float = 0.02):
+        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), bias=True, std=std)
+        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), bias=True, std=std)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

@@ -108,6 +108,7 @@ class SelectorContext:
     keep_rate: float
     predictor: Predictor
     place: Place
+    initializer_range: float = 0.02
 
     @property
     def judges_text(self) -> bool:

@@ -5,9 +5,26 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-_COLOURS = "red green blue yellow white black brown orange".split()
-_THINGS = "cat dog horse cup table tree house boat ball hat book chair apple window road cloud".split()
-_PLACES = "left right top bottom middle".split()
+_COLOURS = ["red", "green", "blue", "yellow", "white", "black", "brown", "orange"]
+_THINGS = [
+    "cat",
+    "dog",
+    "horse",
+    "cup",
+    "table",
+    "tree",
+    "house",
+    "boat",
+    "ball",
+    "hat",
+    "book",
+    "chair",
+    "apple",
+    "window",
+    "road",
+    "cloud",
+]
+_PLACES = ["left", "right", "top", "bottom", "middle"]
 
 
 def write_tokenizer(folder: Path, *, vocab_size: int = 512, texts: Iterable[str] | None = None) -> None:

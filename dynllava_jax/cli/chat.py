@@ -1,0 +1,40 @@
+"""`dynllava chat`: a conversation in the terminal, on one cache."""
+
+import argparse
+import sys
+from typing import Any
+
+from dynllava_jax.cli.generate import image_source
+from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("chat", help="a conversation in the terminal")
+    parser.add_argument("--image", action="append", metavar="SOURCE", help="file, URL or sample:NAME; may be repeated")
+    add_model_options(parser)
+    add_answer_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads questions until an empty line or the end of input; Ctrl-C ends an answer, twice the chat."""
+    draw = sampler(args.temperature, args.top_p, args.top_k)
+    assistant = load_model(args)
+    chat = assistant.chat([image_source(image) for image in args.image or ()], dense=args.dense)
+    if sys.stdin.isatty():
+        print("Ask; an empty line ends the chat.", file=sys.stderr)
+    while question := _read():
+        stream = chat.stream(question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed)
+        try:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            stream.cancel()
+        print()
+    return 0
+
+
+def _read() -> str:
+    if sys.stdin.isatty():
+        print("> ", end="", flush=True, file=sys.stderr)
+    return sys.stdin.readline().strip()

@@ -1,0 +1,80 @@
+"""`dynllava`: one small file per command, and one place where errors become an exit status.
+
+0 done, 1 a check failed, 2 bad input (one line that names the file, field or key), 130 interrupted.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import dynllava_jax
+from dynllava_jax.errors import CheckError, InputError
+
+COMMANDS = {
+    "generate": "ask about pictures",
+    "chat": "a conversation in the terminal",
+    "samples": "the pictures that come with the package",
+    "convert": "bring PyTorch weights in",
+    "verify": "compare with numbers recorded from the official code",
+    "doctor": "versions, devices, what runs where",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        args = _parse(argv)
+        logging.basicConfig(level=logging.WARNING, format="dynllava: %(message)s", stream=sys.stderr)
+        logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.INFO)
+        return args.run(args)
+    except (InputError, CheckError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"dynllava: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("dynllava: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has had enough; the interpreter must not complain about it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"dynllava: error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="dynllava", description="Dynamic-LLaVA in JAX.", epilog="--debug shows tracebacks and what was decided."
+    )
+    parser.add_argument("--version", action="version", version=f"dynllava_jax {dynllava_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    # Only the command that is asked for is imported: help and errors stay quick.
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, help_text in COMMANDS.items():
+        if name == asked:
+            importlib.import_module(f"dynllava_jax.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=help_text)
+    return parser.parse_args(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad options are bad input like any other: one line, status 2."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Options that choose and place a model, and those that shape an answer; shared by `generate` and `chat`."""
+
+import argparse
+import sys
+from typing import Any
+
+from dynllava_jax.errors import InputError
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="demo", metavar="NAME_OR_DIR", help="demo, or a converted checkpoint (demo)")
+    parser.add_argument("--keep-rate", type=float, metavar="R", help="share of image tokens kept (the model's own)")
+    parser.add_argument("--output-keep", choices=("on", "off"), default="on", help="may generated tokens be dropped")
+    parser.add_argument("--selector", metavar="NAME", help="image selector: random, stride, package.module:Class, …")
+    parser.add_argument("--dense", action="store_true", help="drop nothing")
+    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16 (as stored)")
+    parser.add_argument("--device", metavar="D", help="cpu, gpu or tpu (JAX's default)")
+    parser.add_argument("--mesh", metavar="AXES", help="spread over devices, such as data=1,tensor=4")
+    parser.add_argument("--conv-template", metavar="T", help="conversation template (the model's own)")
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="answer tokens at most (512, or what fits)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="draw at this temperature (greedy)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that reach P together")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing (0)")
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The assistant that the options describe; says on stderr when its answers mean nothing."""
+    from dynllava_jax.inference.load import load
+
+    assistant = load(
+        args.model,
+        mesh=args.mesh,
+        device=args.device,
+        dtype=args.dtype,
+        keep_rate=args.keep_rate,
+        output_keep=args.output_keep == "on",
+        template=args.conv_template,
+        selector=args.selector,
+    )
+    if assistant.random_weights:
+        print("dynllava: the demo model has random weights: its answers mean nothing yet.", file=sys.stderr)
+    return assistant
+
+
+def sampler(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:
+    """The sampler that these numbers describe; temperature 0 is greedy, as everywhere."""
+    from dynllava_jax.inference.sampling import GREEDY, Temperature, TopK, TopP
+
+    if temperature is not None and temperature < 0:
+        raise InputError(f"--temperature must be 0 (greedy) or more, not {temperature}.")
+    if temperature == 0 or (temperature is None and top_p is None and top_k is None):
+        return GREEDY
+    heat = 1.0 if temperature is None else temperature
+    if top_p is not None:
+        return TopP(top_p, heat, top_k)
+    return Temperature(heat) if top_k is None else TopK(top_k, heat)

@@ -1,0 +1,140 @@
+"""From a name or a folder to an assistant."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint.leaves import abstract_model
+from dynllava_jax.checkpoint.load import ShardingRule
+from dynllava_jax.checkpoint.load import load as load_checkpoint
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.demo import embedded
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.buckets import Buckets
+from dynllava_jax.inference.memory import check_fits
+from dynllava_jax.kernels import api
+from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.sharding.specs import param_shardings
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    model: str | Path = "demo",
+    *,
+    mesh: str | Mesh | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    keep_rate: float | None = None,
+    output_keep: bool = True,
+    template: str | None = None,
+    selector: str | None = None,
+    buckets: Buckets | None = None,
+    attention: api.Implementation = None,
+) -> Assistant:
+    """Loads a model for asking.
+
+    Args:
+        model: "demo", or the folder of a model checkpoint (what `dynllava convert` writes).
+        mesh: devices to spread over, such as "data=1,tensor=4"; None: one device.
+        device: platform, "cpu", "gpu" or "tpu"; None: JAX's default.
+        dtype: of parameters and computation; None: as stored.
+        keep_rate: share of the image tokens that enter the deep stack; None: the model's own.
+        output_keep: False stores every generated token.
+        template: conversation format; None: the model's own.
+        selector: image selector in place of the model's, a name or "package.module:Class".
+        buckets: shapes that requests are padded to.
+        attention: implementation of attention, see `kernels.api`.
+
+    Raises:
+        InputError: no checkpoint there, a damaged one, too little memory, an unknown option.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
+    devices = _devices(device)
+    grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
+    random_weights = str(model) == "demo"
+    path = Path(model)
+    info = None if random_weights else store.read_info(_existing(path))
+    config = _adjust(embedded.config() if info is None else info.config, keep_rate, output_keep, template, selector)
+    dtype = dtype or ("float32" if info is None else _native(info.dtype, devices))
+
+    used = list(grid.devices.flat) if grid is not None else devices[:1]
+    check_fits(str(model), _parameter_bytes(config, dtype), used)
+    where = _placement(grid, used[0], config)
+    if info is None:
+        weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
+        weights = jax.device_put(weights, where(weights))
+        tokenizer = embedded.tokenizer()
+    else:
+        weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
+        tokenizer = Tokenizer.load(path / store.FILES)
+    return Assistant(
+        weights,
+        tokenizer,
+        buckets=buckets,
+        mesh=grid,
+        dtype=dtype,
+        attention=attention,
+        random_weights=random_weights,
+    )
+
+
+def _devices(platform: str | None) -> Sequence[Any]:
+    try:
+        return jax.devices(platform)
+    except RuntimeError as error:
+        raise InputError(f"There is no device {platform!r} here: {str(error).splitlines()[0]}") from None
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(
+            f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint. Weights from the "
+            f"Hugging Face hub are downloaded first and then converted: dynllava convert from-torch SRC DST."
+        )
+    return path
+
+
+def _adjust(
+    config: ModelConfig, keep_rate: float | None, output_keep: bool, template: str | None, selector: str | None
+) -> ModelConfig:
+    sparsity = config.sparsity
+    if keep_rate is not None:
+        if sparsity.image_selector is None and selector is None:
+            raise InputError("keep_rate has no effect: this model has no image selector; name one with selector=.")
+        sparsity = dataclasses.replace(sparsity, image_keep_rate=keep_rate)
+    if selector is not None:
+        sparsity = dataclasses.replace(sparsity, image_selector=selector)
+    if not output_keep:
+        sparsity = dataclasses.replace(sparsity, output_selector=None)
+    text = config.text_prep
+    if template is not None:
+        text = dataclasses.replace(text, template=get_template(template).name)
+    return dataclasses.replace(config, sparsity=sparsity, text_prep=text)
+
+
+def _native(stored: str, devices: Sequence[Any]) -> str:
+    # TPUs have no float16 arithmetic.
+    return "bfloat16" if stored == "float16" and devices[0].platform == "tpu" else stored
+
+
+def _parameter_bytes(config: ModelConfig, dtype: str) -> int:
+    sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config)))
+    return sum(sizes) * jnp.dtype(dtype).itemsize
+
+
+def _placement(mesh: Mesh | None, device: Any, config: ModelConfig) -> ShardingRule:
+    if mesh is None:
+        return lambda model: jax.tree.map(lambda _: SingleDeviceSharding(device), model)
+    return lambda model: param_shardings(model, mesh, config)
