@@ -215,12 +215,13 @@ class Engine:
 
     def place(self, tree: Any) -> Any:
         """Arrays from the host, rows split over the mesh."""
-        if self.mesh is None:
+        mesh = self.mesh
+        if mesh is None:
             return tree
 
         def put(x: Any) -> jax.Array:
             axes = ("batch", *(None,) * (np.ndim(x) - 1))
-            return jax.device_put(x, activation_sharding(np.shape(x), axes, self.mesh))
+            return jax.device_put(x, activation_sharding(np.shape(x), axes, mesh))
 
         return jax.tree.map(put, tree)
 

@@ -4,7 +4,7 @@ B batch, T new tokens, D hidden size, V vocabulary, L layers of one stack.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -102,7 +102,7 @@ def extend(
         ),
         keep=keep,
         text_logits=logits,
-        trace=jnp.concatenate([shallow.trace, deep.trace]) if trace else None,
+        trace=None if shallow.trace is None else jnp.concatenate([shallow.trace, cast(Array, deep.trace)]),
     )
 
 
