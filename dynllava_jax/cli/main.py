@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import dynllava_jax
 from dynllava_jax.errors import CheckError, InputError
@@ -24,15 +25,20 @@ COMMANDS = {
 }
 
 
+_COMPILE_CACHE = "JAX_COMPILATION_CACHE_DIR"
+"""Programs are kept between runs; set the variable to another folder, or to "" to keep none."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
     try:
         args = _parse(argv)
         logging.basicConfig(level=logging.WARNING, format="dynllava: %(message)s", stream=sys.stderr)
-        logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.INFO)
+        logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
         return args.run(args)
     except (InputError, CheckError) as error:
         if debug:

@@ -1,7 +1,9 @@
 """From a name or a folder to an assistant."""
 
 import dataclasses
+import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from dynllava_jax.kernels import api
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import param_shardings
 
+_log = logging.getLogger(__name__)
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -41,6 +45,7 @@ def load(
     selector: str | None = None,
     buckets: Buckets | None = None,
     attention: api.Implementation = None,
+    compile_cache: str | Path | None = None,
 ) -> Assistant:
     """Loads a model for asking.
 
@@ -55,12 +60,16 @@ def load(
         selector: image selector in place of the model's, a name or "package.module:Class".
         buckets: shapes that requests are padded to.
         attention: implementation of attention, see `kernels.api`.
+        compile_cache: folder on a local disk in which compiled programs are kept between processes; None: as JAX is
+            configured (`JAX_COMPILATION_CACHE_DIR`).
 
     Raises:
         InputError: no checkpoint there, a damaged one, too little memory, an unknown option.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
+    if compile_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     devices = _devices(device)
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
     random_weights = str(model) == "demo"
@@ -79,7 +88,7 @@ def load(
     else:
         weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
         tokenizer = Tokenizer.load(path / store.FILES)
-    return Assistant(
+    assistant = Assistant(
         weights,
         tokenizer,
         buckets=buckets,
@@ -88,6 +97,8 @@ def load(
         attention=attention,
         random_weights=random_weights,
     )
+    _log.info("%s: at most %d programs for any stream of requests", model, assistant.programs)
+    return assistant
 
 
 def _devices(platform: str | None) -> Sequence[Any]:
@@ -98,12 +109,14 @@ def _devices(platform: str | None) -> Sequence[Any]:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if path.exists():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise InputError(
-            f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint. Weights from the "
-            f"Hugging Face hub are downloaded first and then converted: dynllava convert from-torch SRC DST."
+            f"There is no folder {path}; if that is a name on the Hugging Face hub, download it (hf download {path} "
+            f"--local-dir SRC) and convert it once: dynllava convert from-torch SRC DST"
         )
-    return path
+    raise InputError(f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint.")
 
 
 def _adjust(
