@@ -7,7 +7,7 @@ ever copied and the peak is what is allocated. Most answers need one block.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class StackCache:
     """One stack's blocks and, per sample, how many tokens they hold in all."""
 
     blocks: tuple[Block, ...]
-    length: Int[Array, " B"]
+    length: Int[Array, " B"] | Any
 
     @property
     def capacity(self) -> int:

@@ -4,7 +4,7 @@ B batch, T tokens of one segment at most, V vocabulary.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +51,10 @@ class DecodeState:
     """
 
     cache: Cache
-    token: Int[Array, " B"]
-    count: Int[Array, " B"]
-    budget: Int[Array, " B"]
-    done: Bool[Array, " B"]
+    token: Int[Array, " B"] | Any
+    count: Int[Array, " B"] | Any
+    budget: Int[Array, " B"] | Any
+    done: Bool[Array, " B"] | Any
     draws: Draws
 
 

@@ -227,9 +227,7 @@ class Engine:
 
     # The traced bodies.
 
-    def _run_prefill(
-        self, params: nnx.State, batch: Batch, asked: Asked, plan: PrefillPlan
-    ) -> tuple[DecodeState, Opened]:
+    def _run_prefill(self, params: Any, batch: Batch, asked: Asked, plan: PrefillPlan) -> tuple[DecodeState, Opened]:
         draws = _draws(asked)
         out = prefill(nnx.merge(self._graph, params), batch, draws.key, plan)
         assert out.cache is not None
@@ -237,13 +235,13 @@ class Engine:
         return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
 
     def _run_segment(
-        self, params: nnx.State, state: DecodeState, limit: Array, plan: SegmentPlan
+        self, params: Any, state: DecodeState, limit: Array, plan: SegmentPlan
     ) -> tuple[DecodeState, Segment]:
         return segment(nnx.merge(self._graph, params), state, limit, plan)
 
     def _run_extend(
         self,
-        params: nnx.State,
+        params: Any,
         tokens: Array,
         lengths: Array,
         cache: Cache,
@@ -262,13 +260,13 @@ class Engine:
         return dataclasses.replace(state, cache=cache)
 
     def _run_nocache_open(
-        self, params: nnx.State, batch: Batch, asked: Asked, plan: nocache.NoCachePlan
+        self, params: Any, batch: Batch, asked: Asked, plan: nocache.NoCachePlan
     ) -> tuple[nocache.NoCacheState, Opened]:
         state, out = nocache.start(nnx.merge(self._graph, params), batch, asked.budget, _draws(asked), plan)
         return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
 
     def _run_nocache(
-        self, params: nnx.State, state: nocache.NoCacheState, limit: Array, plan: nocache.NoCachePlan
+        self, params: Any, state: nocache.NoCacheState, limit: Array, plan: nocache.NoCachePlan
     ) -> tuple[nocache.NoCacheState, Segment]:
         return nocache.segment(nnx.merge(self._graph, params), state, limit, plan)
 

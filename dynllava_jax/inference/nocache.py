@@ -4,6 +4,7 @@ B batch, S sequence with room for the answer, T tokens of one segment at most.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,10 @@ class NoCacheState:
 
     batch: Batch
     images: ImageTokens | None
-    token: Int[Array, " B"]
-    count: Int[Array, " B"]
-    budget: Int[Array, " B"]
-    done: Bool[Array, " B"]
+    token: Int[Array, " B"] | Any
+    count: Int[Array, " B"] | Any
+    budget: Int[Array, " B"] | Any
+    done: Bool[Array, " B"] | Any
     draws: Draws
 
 

@@ -92,7 +92,7 @@ class Run:
     ) -> "Run":
         """A further turn of one conversation: feeds the instruction to its cache."""
         buckets = engine.buckets
-        held = [int(stack.length[0]) for stack in jax.device_get((cache.shallow, cache.deep))]
+        held = [int(length[0]) for length in jax.device_get((cache.shallow.length, cache.deep.length))]
         width = buckets.instruction_for(len(instruction))
         rows = cache.shallow.length.shape[0]
         shape = buckets.turn(rows, held[0] + len(instruction), held[1] + len(instruction), prepared.budget)

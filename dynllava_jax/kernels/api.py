@@ -7,6 +7,7 @@ the door tries the next one; it says once, in the log, which one it took.
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Array, Float, Int
 
@@ -80,7 +81,7 @@ def _dispatch(op: str, table: Mapping[str, Callable[..., Array]], wanted: Implem
         if name not in table:
             raise InputError(f"{op} has no implementation {name!r}; there are {', '.join(table)}.")
 
-    def call(*args: Array, **kwargs: float | bool) -> Array:
+    def call(*args: Any, **kwargs: Any) -> Array:
         reasons = []
         for name in names:
             try:

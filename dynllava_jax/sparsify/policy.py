@@ -4,12 +4,13 @@ B batch, S sequence.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
+@runtime_checkable
 class KeepPolicy(Protocol):
     """Decides over the candidate tokens; everything else is not its business. Hashable, jit-static."""
 

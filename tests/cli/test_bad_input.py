@@ -1,0 +1,194 @@
+"""Bad input gets one clear line and status 2, before any device work; `tools/bad_input.py` prints the same table."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from dynllava_jax.cli.main import main
+from tests.golden_files import ROOT
+
+
+class Code:
+    """What a hostile pickle holds."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def bad_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("dynllava: error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def question(checkpoint: Path | str, *more: str) -> list[str]:
+    return ["generate", "--model", str(checkpoint), "--question", "What?", *more]
+
+
+def pictures(folder: Path) -> dict[str, tuple[str, str]]:
+    """Bad pictures: file name, and a word that the message must hold."""
+    Image.new("RGB", (40, 30)).save(folder / "whole.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:400])
+    (folder / "text.jpg").write_text("no picture")
+    # The header of a 60000 × 60000 bitmap and nothing else.
+    Image.new("1", (8, 8)).save(folder / "bomb.png")
+    data = bytearray((folder / "bomb.png").read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    import zlib
+
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bytes(data))
+    return {
+        "missing": ("nowhere.jpg", "does not exist"),
+        "truncated": ("cut.jpg", "cut.jpg"),
+        "text": ("text.jpg", "format"),
+        "bomb": ("bomb.png", "more pixels"),
+        "folder": (".", "folder"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "text", "bomb", "folder"])
+def test_pictures(kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, word = pictures(tmp_path)[kind]
+    line = bad_line(question(checkpoint, "--image", str(tmp_path / name)), capsys)
+    assert word in line
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--image", "sample:cat", "--question", "<image> and <image>"], ["2 <image>", "1 images"]),
+        (["--question", "<image>"], ["1 <image>", "0 images"]),
+        (["--question", "word " * 600], ["context", "512"]),
+        (["--max-new-tokens", "600"], ["600", "512"]),
+        (["--max-new-tokens", "0"], ["max_new_tokens"]),
+        (["--keep-rate", "0"], ["keep_rate", "(0, 1]"]),
+        (["--keep-rate", "1.5"], ["keep_rate", "(0, 1]"]),
+        (["--top-p", "2"], ["(0, 1]"]),
+        (["--dtype", "int8"], ["int8", "bfloat16"]),
+        (["--mesh", "data=64"], ["data=64", "8"]),
+        (["--mesh", "tensr=2"], ["tensor"]),
+        (["--conv-template", "vicuna_v2"], ["vicuna_v1"]),
+        (["--selector", "nothing.here:Class"], ["nothing"]),
+        (["--image", "sample:dog"], ["dog", "cat"]),
+        (["--stream", "--json"], ["--json"]),
+        (["--wrong"], ["--wrong"]),
+        (["--batch", "nowhere.jsonl"], ["--batch"]),
+        (["--device", "quantum"], ["quantum"]),
+    ],
+)
+def test_options(more: list[str], words: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = bad_line(question(checkpoint, *more), capsys)
+    assert all(word in line for word in words), line
+
+
+def test_models_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model" in bad_line(question("nowhere"), capsys)
+    assert "hf download" in bad_line(question("liuhaotian/llava-v1.5-7b"), capsys)
+    assert str(tmp_path) in bad_line(question(tmp_path), capsys)
+    line = bad_line(question(ROOT / "checkpoint"), capsys)
+    assert "dynllava convert from-torch" in line
+
+
+def copy(folder: Path, name: str = "checkpoint") -> Path:
+    source = folder / name
+    shutil.copytree(ROOT / name, source)
+    shutil.copytree(ROOT / "vision_tower", folder / "vision_tower")
+    return source
+
+
+def edit_config(source: Path, **changes: object) -> None:
+    file = source / "config.json"
+    config = json.loads(file.read_text())
+    sparse = changes.pop("sparse", {})
+    assert isinstance(sparse, dict)
+    config["sparse_config"] |= sparse
+    file.write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparse": {"sparse_layer": 0}}, ["sparse_layer", "0"]),
+        ({"sparse": {"sparse_layer": 4}}, ["sparse_layer", "4"]),
+        ({"sparse": {"vision_keep_rate": 0.0}}, ["(0, 1]"]),
+        ({"sparse": {"output_text_keep_rate": 1.2}}, ["(0, 1]"]),
+        ({"mm_projector_type": "perceiver"}, ["perceiver"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, ["yarn"]),
+        ({"num_key_value_heads": 3}, ["num_kv_heads"]),
+    ],
+)
+def test_configs(
+    changes: dict[str, object], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copy(tmp_path)
+    edit_config(source, **changes)
+    line = bad_line(["convert", "from-torch", str(source), str(tmp_path / "dst")], capsys)
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.glob("dst*"))
+
+
+def test_tensors_missing_left_over_and_misshapen_are_all_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copy(tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.surprise"] = np.zeros(3, np.float32)
+    tensors["lm_head.weight"] = np.zeros((5, 64), np.float32)
+    save_file(tensors, source / "model.safetensors")
+    line = bad_line(["convert", "from-torch", str(source), str(tmp_path / "dst")], capsys)
+    for word in ("model.norm.weight", "model.surprise", "lm_head.weight"):
+        assert word in line
+    assert not list(tmp_path.glob("dst*"))
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint_bin"])
+def test_truncated_weights(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "checkpoint_bin":
+        pytest.importorskip("torch")
+    source = copy(tmp_path, name)
+    victim = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])[0]
+    victim.write_bytes(victim.read_bytes()[:5000])
+    line = bad_line(["convert", "from-torch", str(source), str(tmp_path / "dst")], capsys)
+    assert victim.name in line
+    assert not list(tmp_path.glob("dst*"))
+
+
+def test_code_in_a_pickle_is_never_executed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    source = copy(tmp_path, "checkpoint_bin")
+    victim = sorted(source.glob("*.bin"))[0]
+    victim.write_bytes(pickle.dumps({"model.norm.weight": Code()}))
+    line = bad_line(["convert", "from-torch", str(source), str(tmp_path / "dst")], capsys)
+    assert victim.name in line
+    assert not (tmp_path / "executed").exists()
+    assert not list(tmp_path.glob("dst*"))
+
+
+def test_unexpected_errors_are_one_line_too(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr("dynllava_jax.inference.load.load", fail)
+    assert main(question(checkpoint)) == 1
+    assert capsys.readouterr().err == "dynllava: error: RuntimeError: the device is on fire (--debug shows where)\n"
+    with pytest.raises(RuntimeError):
+        main([*question(checkpoint), "--debug"])

@@ -1,0 +1,113 @@
+"""`dynllava generate`, `chat`, `samples`, `doctor`: what a user types and what comes back."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from dynllava_jax.cli.main import main
+
+KEYS = {"text", "token_ids", "kept_image_tokens", "kept_output_tokens", "cache_tokens", "seconds"}
+
+
+def ask(checkpoint: Path, *more: str) -> list[str]:
+    return ["generate", "--model", str(checkpoint), "--image", "sample:cat", "--question", "What?", *more]
+
+
+def test_json_stands_alone_on_stdout(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ask(checkpoint, "--max-new-tokens", "5", "--json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == KEYS
+    assert len(answer["token_ids"]) == len(answer["kept_output_tokens"]) <= 5
+    assert [len(kept) for kept in answer["kept_image_tokens"]] == [6]  # int(16 · 0.4)
+    assert answer["kept_output_tokens"][-1] is None
+    assert set(answer["kept_output_tokens"][:-1]) <= {0, 1}
+    kept = sum(keep for keep in answer["kept_output_tokens"][:-1])
+    fed = len(answer["token_ids"]) - 1
+    # The deep stack lacks 10 of 16 image tokens, the dropped answer tokens, and here some of the instruction.
+    assert answer["cache_tokens"]["shallow"] - answer["cache_tokens"]["deep"] >= 10 + fed - kept
+
+
+def test_plain_text_streaming_and_json_agree(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--max-new-tokens", "5")
+    outputs = []
+    for style in ([], ["--stream"], ["--json"]):
+        assert main(ask(checkpoint, *more, *style)) == 0
+        outputs.append(capsys.readouterr().out)
+    text = json.loads(outputs[2])["text"]
+    assert outputs[0] == outputs[1] == text + "\n"
+
+
+def test_json_into_a_file(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "answer.json"
+    assert main(ask(checkpoint, "--max-new-tokens", "2", "--json", str(file))) == 0
+    assert set(json.loads(file.read_text())) == KEYS
+    assert capsys.readouterr().out == ""
+
+
+def test_modes_change_what_is_kept(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def kept(*more: str) -> tuple[int, list[int | None]]:
+        assert main(ask(checkpoint, "--max-new-tokens", "4", "--json", *more)) == 0
+        answer = json.loads(capsys.readouterr().out)
+        return len(answer["kept_image_tokens"][0]), answer["kept_output_tokens"]
+
+    assert kept("--dense") == (16, [1, 1, 1, None])
+    assert kept("--keep-rate", "0.5")[0] == 8
+    assert kept("--output-keep", "off")[1] == [1, 1, 1, None]
+    assert kept("--no-cache") == kept()
+
+
+def test_batch_answers_in_order_and_names_the_bad_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {"image": "sample:cat", "question": "What?", "max_new_tokens": 3},
+        {"image": "missing.jpg", "question": "What?"},
+        {"question": "No picture at all?", "max_new_tokens": 3},
+        {"question": "Key?", "colour": "red"},
+    ]
+    file = tmp_path / "batch.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n\nno json\n")
+    assert main(["generate", "--model", str(checkpoint), "--batch", str(file)]) == 2
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False]
+    assert "missing.jpg" in answers[1]["error"]
+    assert "line 4" in answers[3]["error"]
+    assert "colour" in answers[3]["error"]
+    assert "line 6" in answers[4]["error"]
+    assert "3 of 5 requests were bad" in err
+
+    assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["token_ids"] == answers[0]["token_ids"]
+
+
+def test_chat_is_a_conversation(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nAnd then?\n\nnever asked\n"))
+    chat = ["chat", "--model", str(checkpoint), "--image", "sample:cat", "--max-new-tokens", "3"]
+    assert main(chat) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    assert main(chat) == 0
+    assert first.startswith(capsys.readouterr().out)
+
+
+def test_samples_exist_and_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samples", "--json"]) == 0
+    samples = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(Path(sample["path"]).is_file() for sample in samples)
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["packages"]["jax"]
+    assert report["kernels"]["attention"] == ["xla"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("dynllava_jax ")
