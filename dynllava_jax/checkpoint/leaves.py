@@ -6,6 +6,7 @@ A stacked parameter of the model (`decoder/deep/mlp/up/kernel [L-l, …]`) is ke
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -41,12 +42,13 @@ def abstract_model(config: ModelConfig) -> DynamicLlava:
     return jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config))
 
 
-def targets(config: ModelConfig) -> list[Target]:
+@functools.lru_cache(maxsize=8)
+def targets(config: ModelConfig) -> tuple[Target, ...]:
     """Every parameter of the model that `config` describes."""
-    return [
+    return tuple(
         _target("/".join(map(str, path)), param, config)
         for path, param in nnx.to_flat_state(nnx.state(abstract_model(config)))
-    ]
+    )
 
 
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

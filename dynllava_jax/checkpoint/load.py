@@ -1,7 +1,7 @@
 """A model checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def load(
     return _assemble(config, params)
 
 
-def fresh_parameters(config: ModelConfig, wanted: list[Target], seed: int = 0) -> dict[str, jax.Array]:
+def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 0) -> dict[str, jax.Array]:
     """Initial values of some parameters, the same for the same seed; the others are never computed."""
     names = {target.path for target in wanted}
 
@@ -76,7 +76,7 @@ def fresh_parameters(config: ModelConfig, wanted: list[Target], seed: int = 0) -
     return jax.jit(initial)()
 
 
-def _check(path: Path, wanted: list[Target], stored: dict[str, tuple[int, ...]], fresh: bool) -> list[Target]:
+def _check(path: Path, wanted: Sequence[Target], stored: dict[str, tuple[int, ...]], fresh: bool) -> list[Target]:
     """The targets to initialise; raises when the rest does not fit."""
     problems, missing = [], []
     for target in wanted:
@@ -124,7 +124,9 @@ def _insert(where: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Arr
     )
 
 
-def _initialise(config: ModelConfig, missing: list[Target], dtype: Any, shardings: Shardings) -> dict[str, jax.Array]:
+def _initialise(
+    config: ModelConfig, missing: Sequence[Target], dtype: Any, shardings: Shardings
+) -> dict[str, jax.Array]:
     return {
         path: jax.device_put(value if dtype is None else value.astype(dtype), shardings.get(path))
         for path, value in fresh_parameters(config, missing).items()

@@ -160,7 +160,7 @@ def read_carried(path: Path, info: Info) -> dict[str, np.ndarray]:
 
 
 def _read_item(path: Path, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    leaves = orbax_items.load(Path(path) / item)
+    leaves = orbax_items.load(Path(path) / item, recorded)
     hashes.check(leaves, recorded, str(Path(path) / item))
     return leaves
 

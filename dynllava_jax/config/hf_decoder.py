@@ -38,13 +38,13 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
             num_heads=heads,
             num_kv_heads=source.get("num_key_value_heads", heads),
             head_dim=source.get("head_dim") or _head_dim(source, hidden, heads),
-            norm_eps=source.get("rms_norm_eps", 1e-6),
+            norm_eps=source.real("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             max_positions=source.get("max_position_embeddings", 2048),
             attention_bias=source.get("attention_bias", False),
             tie_embeddings=tied,
-            initializer_range=source.get("initializer_range", 0.02),
+            initializer_range=source.real("initializer_range", 0.02),
         )
 
 
@@ -86,19 +86,20 @@ def _head_dim(source: Source, hidden: Any, heads: Any) -> int:
 def _rope_from_hf(source: Source) -> tuple[RopeScaling | None, float]:
     """`rope_parameters` (transformers 5, theta inside) or `rope_scaling` (4, with `type` or `rope_type`)."""
     rope = source.nested("rope_parameters" if source.get("rope_parameters") else "rope_scaling")
-    theta = rope.get("rope_theta", source.get("rope_theta", 10000.0))
+    theta = rope.real("rope_theta", source.real("rope_theta", 10000.0))
     rope.only("partial_rotary_factor", 1.0, "every channel is rotated")
     kind = rope.get("rope_type", rope.get("type", "default"))
     with rope.named():
         if kind == "default":
             return None, theta
         if kind == "linear":
-            return LinearScaling(rope.need("factor")), theta
+            return LinearScaling(rope.real("factor")), theta
         if kind == "dynamic":
-            return DynamicNtkScaling(rope.need("factor")), theta
+            return DynamicNtkScaling(rope.real("factor")), theta
         if kind == "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            return Llama3Scaling(*map(rope.need, names)), theta
+            low, high = rope.real("low_freq_factor"), rope.real("high_freq_factor")
+            length = rope.need("original_max_position_embeddings")
+            return Llama3Scaling(rope.real("factor"), low, high, length), theta
     raise InputError(f"{rope.file}: rope_type {kind!r} is not supported; use default, linear, dynamic or llama3.")
 
 

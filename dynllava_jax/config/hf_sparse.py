@@ -18,11 +18,11 @@ def sparsity_from_hf(source: Source | None) -> SparsityConfig:
         return SparsityConfig(
             sparse_layer=source.need("sparse_layer"),
             image_selector=_learned(source.need("use_vision_predictor")),
-            image_keep_rate=source.get("vision_keep_rate", default.image_keep_rate),
+            image_keep_rate=source.real("vision_keep_rate", default.image_keep_rate),
             output_selector=_learned(text and source.need("use_output_text_predictor")),
-            output_keep_rate=source.get("output_text_keep_rate", default.output_keep_rate),
+            output_keep_rate=source.real("output_text_keep_rate", default.output_keep_rate),
             instruct_selector=_learned(text and source.need("use_instruct_predictor")),
-            instruct_keep_rate=source.get("instruct_keep_rate", default.instruct_keep_rate),
+            instruct_keep_rate=source.real("instruct_keep_rate", default.instruct_keep_rate),
             image_predictor=TransformerPredictor(
                 width=width,
                 num_heads=source.get("nhead", 8),

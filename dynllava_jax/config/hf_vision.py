@@ -33,7 +33,7 @@ def vision_from_hf(source: Source, select_layer: Any, select_feature: Any) -> Vi
             num_heads=source.get("num_attention_heads", 12),
             image_size=source.get("image_size", 224),
             patch_size=source.get("patch_size", 32),
-            norm_eps=source.get("layer_norm_eps", 1e-5),
+            norm_eps=source.real("layer_norm_eps", 1e-5),
             activation=source.get("hidden_act", "quick_gelu"),
             select_layer=select_layer,
             select_feature=select_feature,
@@ -64,7 +64,7 @@ def image_prep_from_hf(source: Source | None, image_size: int, aspect: Aspect) -
     for step in _PREPARATION:
         source.only(step, True, "CLIP's preparation has this step")
     source.only("resample", 3, "pictures are resized bicubically")
-    if abs(source.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    if abs(source.real("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise InputError(f"{source.file}: rescale_factor must be 1/255, not {source.get('rescale_factor')!r}.")
     default = ImagePrep()
     with source.named():
@@ -106,4 +106,4 @@ def _floats(source: Source, key: str, default: tuple[float, float, float]) -> tu
     value = source.get(key, default)
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise InputError(f"{source.file}: {key} must be three numbers, not {value!r}.")
-    return (value[0], value[1], value[2])
+    return (float(value[0]), float(value[1]), float(value[2]))

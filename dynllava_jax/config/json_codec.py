@@ -54,7 +54,12 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
         return _build(_choose(value, classes, where), value, where)
     if classes and not (value is None and type(None) in typing.get_args(hint)):
         raise InputError(f"{where} must be an object, not {value!r}.")
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        items = typing.get_args(hint) or (Any,)
+        return tuple(_decode(item, items[0], where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
 def _choose(value: dict[str, Any], classes: dict[str, type], where: str) -> type:

@@ -27,6 +27,11 @@ class Source:
         value = self.values.get(key)
         return default if value is None else value
 
+    def real(self, key: str, default: float | None = None) -> Any:
+        """A float field; JSON may write it without a point. Needed when there is no default."""
+        value = self.need(key) if default is None else self.get(key, default)
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
     def nested(self, key: str) -> "Source":
         value = self.get(key, {})
         if not isinstance(value, Mapping):

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynllava_jax.convert.from_torch import convert
+from dynllava_jax.convert.from_torch import Preference, convert
 from dynllava_jax.convert.read_torch import TorchWeights
 from dynllava_jax.errors import InputError
 from tests import golden_files
 from tests.convert import torch_folders
+from tests.convert.test_from_torch import loaded
 from tests.convert.torch_folders import Tensors
 
 GOLDEN = golden_files.ROOT
@@ -114,9 +115,8 @@ def test_two_different_towers_need_a_choice(src: Path, tmp_path: Path) -> None:
 
     torch_folders.change_tensors(tmp_path / "vision_tower", double)
     refused(src, "vision/pre_norm/scale", "--prefer-tower given", "--prefer-tower inside")
-    for choice, factor in (("inside", 1), ("given", 2)):
-        from tests.convert.test_from_torch import loaded
-
+    choices: dict[Preference, int] = {"inside": 1, "given": 2}
+    for choice, factor in choices.items():
         report = convert(src, tmp_path / choice, prefer_tower=choice)
         scale = torch_folders.tensors_of(GOLDEN / "vision_tower")["vision_model.pre_layrnorm.weight"]
         np.testing.assert_array_equal(loaded(tmp_path / choice)["vision/pre_norm/scale"], scale * factor)
