@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,10 @@ def _write_into(
             raise ValueError(f"the leaves of {item} do not come one after the other")
         if not content:
             continue
-        orbax_items.save(folder / item, content)
-        items[item] = hashes.describe(content)
+        with ThreadPoolExecutor(1) as pool:  # writing waits for the disk while hashing computes
+            described = pool.submit(hashes.describe, content)
+            orbax_items.save(folder / item, content)
+            items[item] = described.result()
         progress(sum(leaf.nbytes for leaf in content.values()))
         # Rewritten after each item: the list of finished ones is what a resumed conversion would read.
         _write_json(folder / "hashes.json", listing)
