@@ -75,7 +75,8 @@ def load(
     random_weights = str(model) == "demo"
     path = Path(model)
     info = None if random_weights else store.read_info(_existing(path))
-    config = _adjust(embedded.config() if info is None else info.config, keep_rate, output_keep, template, selector)
+    config = embedded.config() if info is None else _without_untrained(info)
+    config = _adjust(config, keep_rate, output_keep, template, selector)
     dtype = dtype or ("float32" if info is None else _native(info.dtype, devices))
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
@@ -117,6 +118,15 @@ def _existing(path: Path) -> Path:
             f"--local-dir SRC) and convert it once: dynllava convert from-torch SRC DST"
         )
     raise InputError(f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint.")
+
+
+def _without_untrained(info: store.Info) -> ModelConfig:
+    """What conversion had to initialise at random would drop tokens at random: it stays unused."""
+    untrained = [name.replace("predictor", "selector") for name in info.facts.get("fresh", ())]
+    if untrained:
+        _log.warning("the predictors of this checkpoint are not trained (%s): nothing is dropped", ", ".join(untrained))
+    sparsity = dataclasses.replace(info.config.sparsity, **dict.fromkeys(untrained))
+    return dataclasses.replace(info.config, sparsity=sparsity)
 
 
 def _adjust(
