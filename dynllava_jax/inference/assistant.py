@@ -19,7 +19,7 @@ from dynllava_jax.inference.prepare import Preparer, as_list
 from dynllava_jax.inference.request import Answer, Request
 from dynllava_jax.inference.run import Prepared, Run
 from dynllava_jax.inference.sampling import GREEDY, Sampler
-from dynllava_jax.inference.stream import Stream, read, stop_text
+from dynllava_jax.inference.stream import Stream, end_at_stop, read
 from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 
@@ -64,8 +64,9 @@ class Assistant:
 
     @property
     def programs(self) -> int:
-        """N: how many programs any stream of single-turn requests can compile at most."""
-        return self.engine.buckets.bound(self.config)
+        """N: how many programs any stream of single-turn requests can compile at most, dense ones included."""
+        modes = {self._sparsity(dense) for dense in (False, True)}
+        return sum(self.engine.buckets.bound(dataclasses.replace(self.config, sparsity=mode)) for mode in modes)
 
     def generate(
         self,
@@ -170,9 +171,10 @@ class Assistant:
 
     def _finish(self, prepared: Sequence[Prepared], sparsity: SparsityConfig, use_cache: bool) -> list[Answer]:
         run = Run.open(self.engine, prepared, sparsity, use_cache=use_cache)
+        end_at_stop(run, self.tokenizer, self._template)
         while not run.finished:
             run.advance()
-            run.stop([row for row, ids in enumerate(run.tokens) if stop_text(ids, self.tokenizer, self._template)])
+            end_at_stop(run, self.tokenizer, self._template)
         return [read(run, row, self.tokenizer, self._template) for row in range(len(prepared))]
 
 

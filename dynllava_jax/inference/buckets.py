@@ -120,15 +120,17 @@ class Buckets:
                     yield Shape(rows, images, length, min(deep_length, length), answer)
 
     def bound(self, config: ModelConfig) -> int:
-        """N: programs that any stream of single-turn requests can compile at most."""
-        prefill, segments = set(), set()
+        """Programs that single-turn requests with this sparsification can compile at most, with and without cache."""
+        prefill, segments, uncached = set(), set(), set()
         for shape in self.shapes(config):
             prefill.add(shape)
+            uncached.add((shape.rows, shape.images, shape.length, shape.deep_length))
             capacities = shape.deep_capacities(output_rate(config))
             for count in range(len(capacities)):
                 segments.add((shape.rows, shape.shallow_capacity, capacities[: count + 1]))
         grown = {key for key in segments if len(key[2]) > 1}
-        return len(prefill) + len(segments) + len(grown)
+        # Without a cache the answer is part of the length, and prompt and segment are two programs.
+        return len(prefill) + len(segments) + len(grown) + 2 * len(uncached)
 
 
 def output_rate(config: ModelConfig) -> float:

@@ -34,7 +34,8 @@ class Chat:
         self._engine, self._prepare, self._lock = engine, prepare, lock
         self._images, self._sparsity = images, sparsity
         self._template = get_template(engine.config.text_prep.template)
-        self._last: Stream | None = None
+        self._run: Run | None = None
+        self._stream: Stream | None = None
 
     def ask(
         self, question: str, *, max_new_tokens: int | None = None, sampler: Sampler = GREEDY, seed: int = 0
@@ -42,13 +43,14 @@ class Chat:
         """The next turn, whole.
 
         Raises:
-            InputError: anything wrong with the question, or a conversation that has outgrown the context.
+            InputError: anything wrong with the question, or a conversation that has outgrown the context. The
+                conversation is then what it was before.
         """
-        stream = self.stream(
-            question, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, every=self._engine.buckets.segment
-        )
-        for _ in stream:
-            pass
+        every = self._engine.buckets.segment
+        with self._lock:
+            stream = self.stream(question, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, every=every)
+            for _ in stream:
+                pass
         assert stream.answer is not None
         return stream.answer
 
@@ -61,42 +63,43 @@ class Chat:
         seed: int = 0,
         every: int = 4,
     ) -> Stream:
-        """The next turn, piece by piece; finish or cancel it before the one after."""
-        if self._last is not None and self._last.run is None:
-            raise InputError("The previous turn's stream was never read; read or finish it before the next question.")
-        request = Request(question, self._images if self._last is None else (), max_new_tokens, sampler, seed)
-        if self._last is None:
-            prepared = self._prepare(request)
+        """The next turn, piece by piece; finish or cancel it before the one after.
 
-            def open_run() -> Run:
-                return Run.open(self._engine, [prepared], self._sparsity)
+        Raises:
+            InputError: as `ask`, or the stream of the previous turn is still open.
+        """
+        if self._stream is not None and not self._stream.over:
+            raise InputError("The previous turn is still open; read its stream to the end or cancel it first.")
+        before = self._run
+        request = Request(question, self._images if before is None else (), max_new_tokens, sampler, seed)
+        instruction = [] if before is None else self._instruction(question, before)
+        prepared = self._prepare(request) if before is None else self._further(request, len(instruction), before)
 
-        else:
-            run = self._last.run
-            assert run is not None
-            assert run.cache is not None
-            instruction = self._instruction(question, run)
-            prepared = self._further(request, len(instruction), run)
-            cache = run.cache
+        def open_run() -> Run:
+            # Only a turn whose prompt went through becomes part of the conversation.
+            if before is None:
+                self._run = Run.open(self._engine, [prepared], self._sparsity)
+            else:
+                assert before.cache is not None
+                self._run = Run.resume(self._engine, before.cache, instruction, prepared, self._sparsity)
+            return self._run
 
-            def open_run() -> Run:
-                return Run.resume(self._engine, cache, instruction, prepared, self._sparsity)
-
-        self._last = Stream(open_run, self._prepare.tokenizer, self._template, self._lock, every)
-        return self._last
+        self._stream = Stream(open_run, self._prepare.tokenizer, self._template, self._lock, every)
+        return self._stream
 
     def _instruction(self, question: str, run: Run) -> list[int]:
         """What the new turn feeds: the answer's last token, which was never fed, its end, and the question."""
         if IMAGE_MARK in question:
             raise InputError("Pictures belong to the first turn; start a new chat to show another one.")
-        tokenizer = self._prepare.tokenizer
-        unfed = run.tokens[0][len(run.fed[0]) :]
-        end = tokenizer.encode(self._template.end, add_bos=False)
-        closing = [] if unfed and [*end][-1:] == unfed[-1:] else end
+        tokenizer, answer = self._prepare.tokenizer, run.tokens[0]
+        unfed = answer[len(run.fed[0]) :]
+        end = self._template.end.strip() or self._template.end
+        ended = answer[-1] in self._engine.stop_ids or end in tokenizer.decode(answer, skip_special=False)
+        closing = [] if ended else tokenizer.encode(self._template.end, add_bos=False)
         return [*unfed, *closing, *continuation_ids(tokenizer, self._template, question)]
 
     def _further(self, request: Request, length: int, run: Run) -> Prepared:
-        used = run.cache_tokens()[0]["shallow"] + length
+        used = run.held[0]["shallow"] + length
         self._engine.buckets.instruction_for(length)
         budget = self._prepare.budget(used, request.max_new_tokens)
         nothing = expand([0], None, image_tokens=1, round_ids=())

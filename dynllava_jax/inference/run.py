@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,9 +11,9 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.spans import Sample
 from dynllava_jax.inference.buckets import Shape
-from dynllava_jax.inference.cache import Cache
+from dynllava_jax.inference.cache import Cache, StackCache
 from dynllava_jax.inference.decode import NEVER_FED, DecodeState
-from dynllava_jax.inference.engine import Asked, Engine, Opened
+from dynllava_jax.inference.engine import Asked, Engine
 from dynllava_jax.inference.nocache import NoCacheState
 from dynllava_jax.inference.sampling import Sampler, as_numbers
 
@@ -44,6 +44,8 @@ class Run:
         tokens: answer tokens of each row so far.
         fed: keep decision of each token that was fed back, row by row.
         kept: for each row and image the patches kept.
+        done: rows whose answers are finished.
+        held: for each row the tokens in its `shallow` and its `deep` cache (0 without a cache).
         seconds: wall time so far of `prefill` and `decode`.
     """
 
@@ -54,6 +56,8 @@ class Run:
     tokens: list[list[int]]
     fed: list[list[int]]
     kept: list[list[list[int]]]
+    done: np.ndarray
+    held: list[dict[str, int]]
     seconds: dict[str, float]
 
     @staticmethod
@@ -62,13 +66,11 @@ class Run:
     ) -> "Run":
         """Pads, places and prefills the batch."""
         config = dataclasses.replace(engine.config, sparsity=sparsity)
-        budget = max(item.budget for item in prepared)
-        room = 0 if use_cache else budget
         shape = engine.buckets.shape(
             config,
-            [item.sample.length + room for item in prepared],
+            [item.sample.length + (0 if use_cache else item.budget) for item in prepared],
             [len(item.pixels) for item in prepared],
-            budget,
+            max(item.budget for item in prepared),
         )
         shape = dataclasses.replace(shape, rows=engine.whole_rows(shape.rows))
         batch = make_batch(
@@ -81,10 +83,8 @@ class Run:
         began = time.perf_counter()
         opening = engine.open if use_cache else engine.open_without_cache
         state, opened = opening(batch, asked_of(prepared, shape.rows), shape, sparsity)
-        run = Run(engine, shape, sparsity, state, [], [[] for _ in prepared], [], {})
-        run._take_first(len(prepared), opened, [len(item.pixels) for item in prepared])
-        run.seconds = {"prefill": time.perf_counter() - began, "decode": 0.0}
-        return run
+        images = [len(item.pixels) for item in prepared]
+        return Run._begin(engine, shape, sparsity, state, opened.kept, images, began)
 
     @staticmethod
     def resume(
@@ -102,14 +102,11 @@ class Run:
         lengths[0] = len(instruction)
         began = time.perf_counter()
         state = engine.resume(cache, tokens, lengths, asked_of([prepared], rows), shape, sparsity)
-        run = Run(engine, shape, sparsity, state, [], [[]], [], {})
-        run._take_first(1, None, [0])
-        run.seconds = {"prefill": time.perf_counter() - began, "decode": 0.0}
-        return run
+        return Run._begin(engine, shape, sparsity, state, None, [0], began)
 
     @property
     def finished(self) -> bool:
-        return bool(np.all(jax.device_get(self.state.done)))
+        return bool(np.all(self.done))
 
     @property
     def cache(self) -> Cache | None:
@@ -123,6 +120,7 @@ class Run:
         else:
             self.state, out = self.engine.advance_without_cache(self.state, self.shape, self.sparsity, steps)
         tokens, keep, count = jax.device_get((out.tokens, out.keep, out.steps))
+        self._look()
         self.seconds["decode"] += time.perf_counter() - began
         news = []
         for row in range(len(self.tokens)):
@@ -132,28 +130,65 @@ class Run:
             self.fed[row] += keep[row, :active].tolist()
         return news
 
-    def stop(self, rows: Sequence[int]) -> None:
-        """Ends these rows' answers before their budget."""
-        if not rows:
+    def cut(self, counts: Mapping[int, int]) -> None:
+        """Ends answers after so many tokens of each row, as if no later token had ever been drawn."""
+        surplus = {row: self.fed[row][count - 1 :] for row, count in counts.items()}
+        if not any(surplus.values()) and all(self.done[row] for row in counts):
             return
-        done = np.array(jax.device_get(self.state.done))
-        done[list(rows)] = True
-        self.state = dataclasses.replace(self.state, done=self.engine.place(done))
+        done = np.array(self.done)
+        shallow, deep = np.zeros((2, len(done)), np.int32)
+        for row, count in counts.items():
+            self.tokens[row], self.fed[row] = self.tokens[row][:count], self.fed[row][: count - 1]
+            done[row], shallow[row], deep[row] = True, len(surplus[row]), sum(surplus[row])
+        place = self.engine.place
+        self.state = dataclasses.replace(self.state, done=place(done))
+        if isinstance(self.state, DecodeState):
+            # A cache is only ever appended to: what was drawn in vain stands at its end.
+            was = jax.device_get((self.state.cache.shallow.length, self.state.cache.deep.length))
+            cache = Cache(
+                StackCache(self.state.cache.shallow.blocks, place(was[0] - shallow)),
+                StackCache(self.state.cache.deep.blocks, place(was[1] - deep)),
+            )
+            self.state = dataclasses.replace(self.state, cache=cache)
+        self._look()
 
-    def cache_tokens(self) -> list[dict[str, int]]:
-        """Tokens that each row's two stacks hold."""
-        if self.cache is None:
-            return [{"shallow": 0, "deep": 0} for _ in self.tokens]
-        shallow, deep = jax.device_get((self.cache.shallow.length, self.cache.deep.length))
-        return [{"shallow": int(shallow[row]), "deep": int(deep[row])} for row in range(len(self.tokens))]
+    @staticmethod
+    def _begin(
+        engine: Engine,
+        shape: Shape,
+        sparsity: SparsityConfig,
+        state: DecodeState | NoCacheState,
+        kept: jax.Array | None,
+        images: Sequence[int],
+        began: float,
+    ) -> "Run":
+        first, patches = jax.device_get((state.token, kept))
+        run = Run(
+            engine,
+            shape,
+            sparsity,
+            state,
+            tokens=[[int(first[row])] for row in range(len(images))],
+            fed=[[] for _ in images],
+            kept=[
+                [] if patches is None else [patches[row, image].tolist() for image in range(count)]
+                for row, count in enumerate(images)
+            ],
+            done=np.zeros(0, bool),
+            held=[],
+            seconds={},
+        )
+        run._look()
+        run.seconds = {"prefill": time.perf_counter() - began, "decode": 0.0}
+        return run
 
-    def _take_first(self, rows: int, opened: Opened | None, images: Sequence[int]) -> None:
-        first, kept = jax.device_get((self.state.token, None if opened is None else opened.kept))
-        self.tokens = [[int(token)] for token in first[:rows]]
-        self.kept = [
-            [] if kept is None else [kept[row, image].tolist() for image in range(count)]
-            for row, count in enumerate(images)
-        ]
+    def _look(self) -> None:
+        """Copies to the host what callers ask for: the device's own arrays are given away to the next segment."""
+        cache = self.cache
+        lengths = None if cache is None else (cache.shallow.length, cache.deep.length)
+        self.done, lengths = jax.device_get((self.state.done, lengths))
+        shallow, deep = np.zeros((2, len(self.done)), np.int32) if lengths is None else lengths
+        self.held = [{"shallow": int(shallow[row]), "deep": int(deep[row])} for row in range(len(self.tokens))]
 
 
 def asked_of(prepared: Sequence[Prepared], rows: int) -> Asked:

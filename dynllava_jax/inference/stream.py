@@ -46,17 +46,27 @@ class Stream(Iterator[str]):
         return self._run
 
     def cancel(self) -> None:
-        """Ends the stream; the answer so far stays readable."""
+        """Ends the stream, also from another thread; the answer so far stays readable."""
         self._over = True
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer is complete or cancelled."""
+        return self._over
 
     def __next__(self) -> str:
         while not self._over:
-            with self._lock:
-                if self._run is None:
-                    self._run = self._open()
-                elif not self._run.finished:
-                    self._run.advance(self._every)
-                self._over = self._run.finished or stop_text(self._run.tokens[0], self._tokenizer, self._template)
+            try:
+                with self._lock:
+                    if self._run is None:
+                        self._run = self._open()
+                    elif not self._run.finished:
+                        self._run.advance(self._every)
+                    end_at_stop(self._run, self._tokenizer, self._template)
+            except BaseException:
+                self._over = True
+                raise
+            self._over = self._over or self._run.finished
             text = _certain(self._run.tokens[0], self._tokenizer, self._template, final=self._over)
             piece, self._given = text[self._given :], max(self._given, len(text))
             if piece:
@@ -72,14 +82,27 @@ def read(run: Run, row: int, tokenizer: Tokenizer, template: Template) -> Answer
         token_ids=list(tokens),
         kept_image_tokens=run.kept[row],
         kept_output_tokens=[*fed, *(None,) * (len(tokens) - len(fed))],
-        cache_tokens=run.cache_tokens()[row],
+        cache_tokens=dict(run.held[row]),
         seconds=dict(run.seconds),
     )
 
 
-def stop_text(tokens: Sequence[int], tokenizer: Tokenizer, template: Template) -> bool:
-    """Whether the answer holds the template's stop string (one that is no single token)."""
-    return template.stop is not None and template.stop in tokenizer.decode(tokens, skip_special=False)
+def end_at_stop(run: Run, tokenizer: Tokenizer, template: Template) -> None:
+    """Ends the answers that hold the template's stop string, with the token that completed it.
+
+    A stop string of several tokens is seen only when the host looks; what was drawn after it is taken back, so that
+    an answer does not depend on how often that is.
+    """
+    ends = {row: _stop_count(ids, tokenizer, template) for row, ids in enumerate(run.tokens)}
+    run.cut({row: count for row, count in ends.items() if count is not None})
+
+
+def _stop_count(tokens: Sequence[int], tokenizer: Tokenizer, template: Template) -> int | None:
+    """How many tokens it takes to complete the stop string."""
+    if template.stop is None or template.stop not in tokenizer.decode(tokens, skip_special=False):
+        return None
+    counts = range(1, len(tokens) + 1)
+    return next(n for n in counts if template.stop in tokenizer.decode(tokens[:n], skip_special=False))
 
 
 def _certain(tokens: Sequence[int], tokenizer: Tokenizer, template: Template, *, final: bool) -> str:
