@@ -1,0 +1,105 @@
+"""Recorded and computed arrays side by side."""
+
+import dataclasses
+import math
+from typing import Any
+
+from dynllava_jax.verify.cases import Case
+from dynllava_jax.verify.computed import Computed
+from dynllava_jax.verify.tolerance import PLATFORM_FACTOR, Platform, tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One array's verdict.
+
+    Attributes:
+        max_error: the largest error; None when the two cannot be subtracted, `problem` says why.
+        tolerance: the largest error allowed.
+        ok: the verdict.
+        problem: what is wrong besides the size of the error.
+    """
+
+    max_error: float | None
+    tolerance: float
+    ok: bool
+    problem: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Error in units of the tolerance; infinite when exactness was missed."""
+        if self.max_error is None:
+            return math.inf
+        return self.max_error / self.tolerance if self.tolerance else (0.0 if self.ok else math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseReport:
+    """One case's verdicts; `platform` is where it was computed."""
+
+    arrays: dict[str, Row]
+    not_compared: dict[str, str]
+    rows_masked: int
+    platform: Platform
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.arrays.values())
+
+    @property
+    def worst(self) -> tuple[str, Row] | None:
+        """The array nearest to its tolerance, or farthest beyond it."""
+        return max(self.arrays.items(), key=lambda item: item[1].ratio, default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "rows_masked": self.rows_masked,
+            "arrays": {name: self._row_json(row) for name, row in self.arrays.items()},
+            "not_compared": self.not_compared,
+        }
+
+    def _row_json(self, row: Row) -> dict[str, Any]:
+        extra: dict[str, Any] = {"problem": row.problem} if row.problem else {}
+        if (factor := PLATFORM_FACTOR[self.platform]) != 1.0:
+            extra["platform_bound"] = factor * row.tolerance
+        return {"max_error": row.max_error, "tolerance": row.tolerance, "ok": row.ok, **extra}
+
+
+def compare(case: Case, computed: Computed, platform: Platform) -> CaseReport:
+    """Every output of the case and every fact of it, unless the case's code gave a reason not to."""
+    rows = {name: _compare_array(case, computed, name) for name in case.outputs if name not in computed.not_compared}
+    for name, fact in case.info_rows().items():
+        rows[name] = _compare_fact(fact, computed.info.get(name))
+    skipped = {name: reason for name, reason in computed.not_compared.items() if name in case.outputs}
+    return CaseReport(rows, skipped, computed.rows_masked, platform)
+
+
+def failed(case: Case, problem: str, platform: Platform) -> CaseReport:
+    """The report of a case that our code refused to run."""
+    limits = {name: tolerance(case.name, name, value).limit for name, value in case.outputs.items()}
+    rows = {name: Row(None, limit, False, problem) for name, limit in limits.items()}
+    return CaseReport(rows, {}, 0, platform)
+
+
+def _compare_array(case: Case, computed: Computed, name: str) -> Row:
+    reference = case.outputs[name]
+    if name not in computed.values:
+        return Row(None, tolerance(case.name, name, reference).limit, False, "not computed")
+    values = computed.values[name]
+    if values.shape != reference.shape:
+        problem = f"shape {list(values.shape)} instead of {list(reference.shape)}"
+        return Row(None, tolerance(case.name, name, reference).limit, False, problem)
+    if (masked := computed.masked.get(name)) is not None:
+        values, reference = values[~masked], reference[~masked]
+    allowed = tolerance(case.name, name, reference)
+    error = allowed.error(values, reference)
+    if not math.isfinite(error):
+        return Row(None, allowed.limit, False, "not a finite number everywhere")
+    return Row(error, allowed.limit, error <= allowed.limit)
+
+
+def _compare_fact(recorded: Any, ours: Any) -> Row:
+    if ours is None:
+        return Row(None, 0.0, False, "not computed")
+    return Row(0.0, 0.0, True) if ours == recorded else Row(None, 0.0, False, f"{ours} instead of {recorded}")
