@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -12,10 +12,10 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
-from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.buckets import Buckets, Shape, fit
 from dynllava_jax.inference.conversation import Chat
 from dynllava_jax.inference.engine import Engine
-from dynllava_jax.inference.prepare import Preparer, as_list
+from dynllava_jax.inference.prepare import DEFAULT_ANSWER, Preparer, as_list
 from dynllava_jax.inference.request import Answer, Request
 from dynllava_jax.inference.run import Prepared, Run
 from dynllava_jax.inference.sampling import GREEDY, Sampler
@@ -147,20 +147,36 @@ class Assistant:
         """A conversation about these pictures; the cache stays between the turns."""
         return Chat(self.engine, self.prepare, self.lock, as_list(images), self._sparsity(dense))
 
-    def warmup(self, shapes: Iterable[Shape] | None = None, *, dense: bool = False) -> Iterator[Shape]:
-        """Compiles the programs of `shapes` (default: one request, with and without one image); yields each when done.
+    def warmup(
+        self,
+        shapes: Iterable[Shape] | None = None,
+        *,
+        dense: bool = False,
+        on_shape: Callable[[Shape], None] = lambda shape: None,
+    ) -> list[Shape]:
+        """Compiles programs before they are needed.
 
-        Consume it: `for shape in assistant.warmup(): …` or `list(assistant.warmup())`.
+        Args:
+            shapes: what to compile for; None: single requests with at most one image and an answer of default length.
+            dense: the programs that drop nothing.
+            on_shape: is told each shape when its programs are there.
+
+        Returns:
+            The shapes that are ready.
         """
         sparsity = self._sparsity(dense)
         if shapes is None:
-            rows = self.engine.buckets.rows[0]
-            every = self.engine.buckets.shapes(dataclasses.replace(self.config, sparsity=sparsity))
-            shapes = [shape for shape in every if shape.rows == rows and shape.images <= 1]
+            buckets = self.engine.buckets
+            answer = fit("answer tokens", min(DEFAULT_ANSWER, buckets.answer[-1]), buckets.answer)
+            every = buckets.shapes(dataclasses.replace(self.config, sparsity=sparsity))
+            shapes = (s for s in every if s.rows == buckets.rows[0] and s.images <= 1 and s.answer == answer)
+        ready = []
         for shape in shapes:
             with self.lock:
                 self.engine.compile(shape, sparsity)
-            yield shape
+            ready.append(shape)
+            on_shape(shape)
+        return ready
 
     @property
     def _template(self):

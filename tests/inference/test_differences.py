@@ -118,8 +118,8 @@ def test_a_sample_without_image_changes_nothing_for_the_others(engine: Engine) -
 def test_the_instruct_predictor_serves_batches(engine: Engine) -> None:  # quirk 18
     prompts = [prompt(7, 25), prompt(8, 18, (2,)), prompt(9, 12, ())]
     alone_equals_together(engine, prompts, WITH_INSTRUCT)
-    deep = [tokens["deep"] for tokens in finish(engine, prompts, WITH_INSTRUCT).cache_tokens()]
-    plain = [tokens["deep"] for tokens in finish(engine, prompts, CONFIG.sparsity).cache_tokens()]
+    deep = [held["deep"] for held in finish(engine, prompts, WITH_INSTRUCT).held]
+    plain = [held["deep"] for held in finish(engine, prompts, CONFIG.sparsity).held]
     assert deep[0] < plain[0]
 
 
