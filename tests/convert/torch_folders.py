@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 (safetensors' numpy reader needs it for bfloat16)
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import golden_files
@@ -41,7 +42,7 @@ def change_config(folder: Path, **values: Any) -> None:
 
 def llava_hf(folder: Path, *, tied: bool = False, rope: dict[str, Any] | None = None) -> Tensors:
     """Saves a tiny random `LlavaForConditionalGeneration` with the installed transformers; returns its weights."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     torch.manual_seed(0)
