@@ -59,7 +59,7 @@ class Buckets:
 
     rows: tuple[int, ...] = (1, 4, 16)
     images: tuple[int, ...] = (0, 1, 4)
-    length: tuple[int, ...] = (128, 256, 512, 768, 1024, 2048, 4096)
+    length: tuple[int, ...] = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
     answer: tuple[int, ...] = (64, 512, 2048)
     instruction: tuple[int, ...] = (32, 128, 512)
     segment: int = 64

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line and status 2, before any device work; `tools/bad_input.py` prints the same table."""
+"""Bad input gets one clear line and status 2, before any device work."""
 
 import json
 import os
