@@ -1,4 +1,4 @@
-"""`dynllava verify`: numbers of the official code beside ours."""
+"""`dynllava verify`: our model against numbers recorded from the official code."""
 
 import argparse
 import sys
@@ -10,39 +10,46 @@ from dynllava_jax.verify.tolerance import PLATFORMS
 
 
 def add_parser(subparsers: Any) -> None:
+    """Adds `verify`; the parsed namespace's `run` does the work."""
     parser = subparsers.add_parser(
         "verify",
         help="compare with numbers recorded from the official code",
-        description="Converts the checkpoint of a recording, runs it and compares every recorded array.",
+        description="Converts the checkpoint of DIR, runs it, and compares every recorded array. Exit status 0: all "
+        "hold; 1: one does not, or a case asked for is unsupported (naming no case asks for all); 2: bad input.",
     )
-    parser.add_argument("--cases", type=Path, required=True, metavar="DIR", help="manifest.json, checkpoint and cases")
-    parser.add_argument("--case", action="append", default=[], metavar="NAME", help="05_prefill_kv or 05 (all); repeat")
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was computed as DIR/CASE.npz")
+    parser.add_argument(
+        "--cases", type=Path, required=True, metavar="DIR", help="folder with manifest.json, checkpoint and cases"
+    )
+    parser.add_argument(
+        "--case", action="extend", nargs="+", default=[], metavar="NAME", help="only these, by name or number"
+    )
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was computed there, one NAME.npz per case")
     parser.add_argument("--platform", choices=PLATFORMS, default="cpu", help="where to compute (cpu)")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0 only if every case that was asked for is supported and holds, else 1."""
-    from dynllava_jax.verify import report
-    from dynllava_jax.verify.runner import Verification
+    """Returns the exit status; bad input is raised as InputError."""
+    from dynllava_jax.verify import report as text
+    from dynllava_jax.verify.cases import read_recording
+    from dynllava_jax.verify.runner import verify
 
-    verification = Verification(args.cases, args.case, platform=args.platform)
-    quiet = args.json == "-"
-    if not quiet:
-        print(report.HEADER)
-    reports = {}
-    for number, (name, found) in enumerate(verification.run(args.dump), 1):
-        reports[name] = found
-        if not quiet:
-            print(report.line(name, found), flush=True)
-        elif sys.stderr.isatty():
-            print(f"\r{number} of {len(verification.names)}: {name:<40}", end="", file=sys.stderr)
-    if quiet and sys.stderr.isatty():
-        print(file=sys.stderr)
+    recording = read_recording(args.cases)
+    names = recording.choose(args.case)
+    out = sys.stderr if args.json == "-" else sys.stdout
+    print(f"converting {recording.checkpoint} …", file=sys.stderr)
+    print(text.header(), file=out)
+    report = verify(
+        recording,
+        names,
+        platform=args.platform,
+        dump=args.dump,
+        on_case=lambda name, case: print(text.case_line(name, case), file=out, flush=True),
+    )
+    print(file=out)
+    for line in text.closing(report):
+        print(line, file=out)
     if args.json is not None:
-        write_json(args.json, [report.as_json(reports, verification.unsupported)])
-    if not quiet:
-        print(report.summary(reports, verification.unsupported))
-    return int(bool(verification.unsupported) or not all(found.ok for found in reports.values()))
+        write_json(args.json, [report.as_json()])
+    return 0 if report.ok else 1

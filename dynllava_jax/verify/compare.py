@@ -51,6 +51,11 @@ class CaseReport:
         """The array nearest to its tolerance, or farthest beyond it."""
         return max(self.arrays.items(), key=lambda item: item[1].ratio, default=None)
 
+    def platform_bound(self, row: Row) -> float | None:
+        """What float32 on this platform explains; None where the tolerance is all there is."""
+        factor = PLATFORM_FACTOR[self.platform]
+        return None if factor == 1.0 else factor * row.tolerance
+
     def as_json(self) -> dict[str, Any]:
         return {
             "ok": self.ok,
@@ -61,8 +66,8 @@ class CaseReport:
 
     def _row_json(self, row: Row) -> dict[str, Any]:
         extra: dict[str, Any] = {"problem": row.problem} if row.problem else {}
-        if (factor := PLATFORM_FACTOR[self.platform]) != 1.0:
-            extra["platform_bound"] = factor * row.tolerance
+        if (bound := self.platform_bound(row)) is not None:
+            extra["platform_bound"] = bound
         return {"max_error": row.max_error, "tolerance": row.tolerance, "ok": row.ok, **extra}
 
 

@@ -1,50 +1,71 @@
-"""Verdicts for people and for programs."""
+"""The result of a verification, as JSON and for people."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.verify.compare import CaseReport, Row
+from dynllava_jax.verify.compare import CaseReport
 
-HEADER = f"{'case':<34} {'arrays':>6}  {'worst array':<36} {'error':>9} {'tolerance':>9}  verdict"
-
-
-def line(name: str, report: CaseReport) -> str:
-    """One case as a line of the table, and a line for every array that does not hold."""
-    worst = report.worst
-    text = f"{name:<34} {len(report.arrays):>6}  "
-    if worst is not None:
-        text += f"{worst[0]:<36} {_error(worst[1]):>9} {worst[1].tolerance:>9.2g}  "
-    text += "ok" if report.ok else "DOES NOT HOLD"
-    details = [
-        f"    {array}: error {_error(row)}, tolerance {row.tolerance:.2g}{f' ({row.problem})' if row.problem else ''}"
-        for array, row in report.arrays.items()
-        if not row.ok
-    ]
-    return "\n".join([text, *details])
+_HEADER = f"{'case':34} {'arrays':>6} {'masked':>6}  {'worst array':42} {'error':>9} {'allowed':>9}"
 
 
-def summary(reports: Mapping[str, CaseReport], unsupported: Sequence[str]) -> str:
-    """The last lines: how many hold, what was masked and left out, what is not supported."""
-    held = sum(report.ok for report in reports.values())
-    arrays = sum(len(report.arrays) for report in reports.values())
-    masked = sum(report.rows_masked for report in reports.values())
-    lines = [f"{held} of {len(reports)} cases hold: {arrays} arrays compared, {masked} rows of padding masked"]
-    left = {array: reason for report in reports.values() for array, reason in report.not_compared.items()}
-    for reason in dict.fromkeys(left.values()):
-        names = ", ".join(array for array, why in left.items() if why == reason)
-        lines.append(f"not compared: {names}: {reason}")
-    if unsupported:
-        lines.append(f"unsupported: {', '.join(unsupported)}")
-    return "\n".join(lines)
+@dataclasses.dataclass
+class Report:
+    """Verdicts by case, and the names of cases that nothing is claimed about."""
+
+    cases: dict[str, CaseReport]
+    unsupported: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Everything that was asked for holds: an unsupported case was asked for and does not."""
+        return not self.unsupported and all(case.ok for case in self.cases.values())
+
+    def as_json(self) -> dict[str, Any]:
+        cases = {name: case.as_json() for name, case in self.cases.items()}
+        return {"cases": cases, "unsupported": self.unsupported}
 
 
-def as_json(reports: Mapping[str, CaseReport], unsupported: Sequence[str]) -> dict[str, Any]:
-    """`{"cases": {name: {"ok", "rows_masked", "arrays", "not_compared"}}, "unsupported": [names]}`."""
-    return {
-        "cases": {name: report.as_json() for name, report in reports.items()},
-        "unsupported": list(unsupported),
-    }
+def header() -> str:
+    return f"{_HEADER}\n{'-' * len(_HEADER)}----"
 
 
-def _error(row: Row) -> str:
-    return "—" if row.max_error is None else f"{row.max_error:.2g}"
+def case_line(name: str, case: CaseReport | None) -> str:
+    """One case: how many arrays, how many padded rows were left out, the array nearest to its tolerance."""
+    if case is None:
+        return f"{name:34} {'':6} {'':6}  unsupported: not verified by this version"
+    worst = case.worst
+    if worst is None:
+        return f"{name:34} {0:6d}"
+    array, row = worst
+    error = "-" if row.max_error is None else f"{row.max_error:.1e}"
+    verdict = "ok" if case.ok else "FAIL"
+    return (
+        f"{name:34} {len(case.arrays):6d} {case.rows_masked:6d}  {array:42} {error:>9} {row.tolerance:9.1e}  {verdict}"
+    )
+
+
+def closing(report: Report) -> Iterator[str]:
+    """What failed, what was not compared and why, and the sum."""
+    for name, case in report.cases.items():
+        for array, row in case.arrays.items():
+            if not row.ok:
+                bound = case.platform_bound(row)
+                yield f"FAIL  {name}: {array}: {row.problem or _spell(row.max_error, row.tolerance, bound)}"
+    for name, case in report.cases.items():
+        for reason in dict.fromkeys(case.not_compared.values()):
+            arrays = [array for array, why in case.not_compared.items() if why == reason]
+            yield f"not compared  {name}: {', '.join(arrays)}: {reason}"
+    good = sum(case.ok for case in report.cases.values())
+    arrays = sum(len(case.arrays) for case in report.cases.values())
+    text = f"{good} of {len(report.cases)} cases hold ({arrays} arrays compared)"
+    if report.unsupported:
+        text += f"; asked for but not supported: {', '.join(report.unsupported)}"
+    yield text
+
+
+def _spell(error: float | None, tolerance: float, bound: float | None) -> str:
+    text = f"error {error:.2e} exceeds {tolerance:.2e}"
+    if bound is not None and error is not None:
+        text += f" ({'within' if error <= bound else 'beyond'} the {bound:.2e} that this platform's float32 explains)"
+    return text

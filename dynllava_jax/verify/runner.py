@@ -1,104 +1,90 @@
-"""Which function serves which recorded case, and the run over all of them."""
+"""Which code answers which case, and the run over a folder."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.verify import (
-    attention,
-    decode,
-    inputs,
-    nocache,
-    predictors,
-    prefill,
-    token_packer,
-    vision,
-)
-from dynllava_jax.verify.cases import Case, Recording, read_recording
+from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, token_packer, vision
+from dynllava_jax.verify.cases import Case, Recording
 from dynllava_jax.verify.compare import CaseReport, compare, failed
 from dynllava_jax.verify.computed import Computed
+from dynllava_jax.verify.report import Report
 from dynllava_jax.verify.subject import Subject
 from dynllava_jax.verify.tolerance import Platform
 
-CASES: dict[str, Callable[[Subject, Case], Computed]] = {
-    "01": vision.features,
-    "01b": vision.pictures,
-    "02": predictors.logits,
-    "03": attention.policy_attention,
-    "04": prefill.dense,
-    "05": prefill.sparse,
-    "06": decode.teacher_forced,
-    "07": nocache.official_rule,
-    "08": prefill.sparse,
-    "08b": prefill.sparse,
-    "09": decode.turns,
-    "09b": decode.turns,
-    "11": token_packer.token_packer,
-    "13": inputs.prepare_inputs,
+SUPPORTED: Mapping[str, Callable[[Subject, Case], Computed]] = {
+    "01_vision_features": vision.features,
+    "01b_image_preprocess": vision.pictures,
+    "02_predictors": predictors.logits,
+    "03_masked_softmax": attention.policy_attention,
+    "04_dense": prefill.dense,
+    "05_prefill_kv": prefill.sparse,
+    "06_decode_kv": decode.teacher_forced,
+    "07_decode_nocache": nocache.official_rule,
+    "08_instruct_prefill": prefill.sparse,
+    "08b_instruct_prefill_multiround": prefill.sparse,
+    "09_multi_turn_kv": decode.turns,
+    "09b_multi_turn_kv_no_instruct": decode.turns,
+    "11_tokenpacker": token_packer.packed,
+    "13_prepare_inputs": inputs.prepare_inputs,
 }
-"""By the number in front of a case's name. A case that is not here is reported as unsupported."""
+"""A case that is not here is reported as unsupported, and nothing is claimed about it."""
 
 
-class Verification:
-    """A recording opened for verification; iterating runs it case by case.
+def verify(
+    recording: Recording,
+    names: tuple[str, ...],
+    *,
+    platform: Platform = "cpu",
+    dump: Path | None = None,
+    on_case: Callable[[str, CaseReport | None], None] = lambda name, report: None,
+) -> Report:
+    """Compares these cases of a recording; matrix products run in full float32 whatever the platform prefers.
 
-    Attributes:
-        names: the cases that are asked for and supported, in order.
-        unsupported: those that are asked for and not.
+    Args:
+        recording: the folder.
+        names: the cases asked for.
+        platform: where to compute.
+        dump: folder for what was computed, one NAME.npz per case.
+        on_case: is told each case as it is done, with None for an unsupported one.
+
+    Raises:
+        InputError: no such platform here; a checkpoint that cannot be converted; a file that cannot be read or
+            written.
     """
-
-    def __init__(self, folder: Path, wanted: Sequence[str] = (), *, platform: Platform = "cpu"):
-        """Reads and checks the folder; nothing is converted or computed yet.
-
-        Raises:
-            InputError: no such folder or case, or no device of that platform.
-        """
-        self.recording: Recording = read_recording(folder)
-        chosen = self.recording.choose(list(wanted))
-        self.names = tuple(name for name in chosen if number(name) in CASES)
-        self.unsupported = tuple(name for name in chosen if number(name) not in CASES)
-        self._platform: Platform = platform
-        self._device = _device(platform)
-
-    def run(self, dump: Path | None = None) -> Iterator[tuple[str, CaseReport]]:
-        """Converts the checkpoint and yields each case's report; `dump` takes what was computed as CASE.npz."""
-        if dump is not None:
-            dump.mkdir(parents=True, exist_ok=True)
-        with _exactly(self._device):
-            subject = Subject.convert(self.recording)
-        for name in self.names:
-            with _exactly(self._device):
-                report, computed = _run(subject, self.recording.case(name), self._platform)
-            if dump is not None and computed is not None:
-                computed.dump(dump / f"{name}.npz")
-            yield name, report
-
-
-def number(name: str) -> str:
-    """The "05" of "05_prefill_kv"."""
-    return name.split("_")[0]
-
-
-def _run(subject: Subject, case: Case, platform: Platform) -> tuple[CaseReport, Computed | None]:
-    try:
-        computed = CASES[number(case.name)](subject, case)
-    except InputError as error:
-        return failed(case, str(error), platform), None
-    return compare(case, computed, platform), computed
-
-
-@contextlib.contextmanager
-def _exactly(device: jax.Device) -> Iterator[None]:  # pyright: ignore[reportInvalidTypeForm]
-    """Parity is a statement about float32: accelerators multiply in fewer bits unless they are told not to."""
+    device = _device(platform)
+    report = Report({}, [])
     with jax.default_device(device), jax.default_matmul_precision("highest"):
-        yield
+        subject = Subject.convert(recording)
+        for name in names:
+            if name not in SUPPORTED:
+                report.unsupported.append(name)
+                on_case(name, None)
+                continue
+            report.cases[name] = _run(subject, recording.case(name), platform, dump)
+            on_case(name, report.cases[name])
+    return report
 
 
-def _device(platform: Platform) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
+def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) -> CaseReport:
+    try:
+        computed = SUPPORTED[case.name](subject, case)
+    except InputError as error:  # the package refuses what the official code ran: a failed case, not a bad folder
+        return failed(case, f"refused: {error}", platform)
+    if dump is not None:
+        try:
+            dump.mkdir(parents=True, exist_ok=True)
+            computed.dump(dump / f"{case.name}.npz")
+        except OSError as error:
+            raise InputError(f"--dump {dump} cannot be written: {error.strerror}.") from error
+    return compare(case, computed, platform)
+
+
+def _device(platform: Platform) -> jax.Device:
     try:
         return jax.devices(platform)[0]
-    except RuntimeError as error:
-        raise InputError(f"--platform {platform}: {str(error).splitlines()[0]}") from None
+    except RuntimeError:
+        here = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise InputError(f"--platform {platform}: JAX finds no such device here, only {here}.") from None

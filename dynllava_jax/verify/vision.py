@@ -20,7 +20,7 @@ def features(subject: Subject, case: Case) -> Computed:
     pixels = case.images()
     present = np.ones((len(pixels), 1), bool)
     seen = jax.jit(lambda model, pixels: model.vision(pixels, hidden=True))(subject.model, pixels)
-    tokens = jax.jit(lambda model, *inputs: model.image_tokens(*inputs, jnp.float32))(
+    tokens = jax.jit(lambda model, *inputs: model.image_tokens(*inputs, jnp.dtype("float32")))(
         subject.model, pixels[:, None], present, subject.keys(len(pixels))
     )
     assert seen.hidden is not None
