@@ -1,0 +1,38 @@
+"""The door to attention: who is asked, in which order, and what is said."""
+
+import logging
+
+import jax.numpy as jnp
+import pytest
+
+from dynllava_jax.errors import InputError
+from dynllava_jax.kernels import api
+
+X = jnp.ones((1, 1, 4, 8))
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"no implementation 'cuda'.*xla"):
+        api.attention(X, X, X, implementation="cuda")
+
+
+def test_the_next_one_is_tried_and_the_log_says_why_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def small_only(*args: object) -> None:
+        raise NotImplementedError("head dimension 8 is not a multiple of 64")
+
+    monkeypatch.setattr(api, "_ATTENTION", {"fancy": small_only, **api._ATTENTION})
+    api._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger=api.__name__):
+        for _ in range(2):
+            api.attention(X, X, X, implementation=("fancy", "xla"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention runs as xla (not fancy: head dimension 8 is not a multiple of 64)"
+    ]
+    with pytest.raises(NotImplementedError, match="multiple of 64"):
+        api.attention(X, X, X, implementation="fancy")
+
+
+def test_none_takes_what_chosen_says() -> None:
+    assert api.chosen("cpu") == dict.fromkeys(("attention", "policy_attention", "cached_attention"), ("xla",))

@@ -1,0 +1,127 @@
+"""The truth itself, against float64 numpy written out by the formula.
+
+B batch, H query heads, G key/value heads, S queries and keys, T new tokens, C capacity, L layers, E head dimension.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynllava_jax.kernels import xla
+
+TOLERANCE = 2e-6
+
+
+def arrays(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """One head in float64: query [S, E], key and value [N, E], visible [S, N]."""
+    scores = query.astype(np.float64) @ key.astype(np.float64).T / np.sqrt(query.shape[-1])
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ value.astype(np.float64)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+def test_attention_is_causal_with_grouped_heads(heads: int, groups: int) -> None:
+    query, key, value = arrays(0, (2, heads, 7, 8), (2, groups, 7, 8), (2, groups, 7, 8))
+    out = xla.attention(jnp.asarray(query), jnp.asarray(key), jnp.asarray(value))
+    causal = np.tril(np.ones((7, 7), bool))
+    for sample in range(2):
+        for head in range(heads):
+            group = head // (heads // groups)
+            wanted = attend(query[sample, head], key[sample, group], value[sample, group], causal)
+            np.testing.assert_allclose(out[sample, head], wanted, atol=TOLERANCE)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=2, max_size=2),
+    layer=st.integers(0, 2),
+    new=st.sampled_from([1, 3]),
+)
+def test_cached_attention_reads_the_filled_part_of_every_block(lengths: list[int], layer: int, new: int) -> None:
+    query, key, value, *cache = arrays(
+        1, (2, 4, new, 8), (2, 2, new, 8), (2, 2, new, 8), *[(3, 2, 2, 5, 8)] * 2, *[(3, 2, 2, 4, 8)] * 2
+    )
+    blocks = [(jnp.asarray(cache[0]), jnp.asarray(cache[1])), (jnp.asarray(cache[2]), jnp.asarray(cache[3]))]
+    out = xla.cached_attention(
+        jnp.asarray(query), jnp.asarray(key), jnp.asarray(value), blocks, jnp.asarray(layer), jnp.asarray(lengths)
+    )
+    for sample, held in enumerate(lengths):
+        for head in range(4):
+            old = [
+                np.concatenate([a[layer, sample, head // 2], b[layer, sample, head // 2]])[:held]
+                for a, b in ((cache[0], cache[2]), (cache[1], cache[3]))
+            ]
+            keys = np.concatenate([old[0], key[sample, head // 2]])
+            values = np.concatenate([old[1], value[sample, head // 2]])
+            visible = np.concatenate([np.ones((new, held), bool), np.tril(np.ones((new, new), bool))], axis=1)
+            wanted = attend(query[sample, head], keys, values, visible)
+            np.testing.assert_allclose(out[sample, head], wanted, atol=TOLERANCE)
+
+
+def policy_by_formula(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, policy: np.ndarray, count: int, eps: float
+) -> np.ndarray:
+    """One head of the policy softmax over the first `count` keys, in float64."""
+    query, key, value = (x.astype(np.float64) for x in (query, key, value))
+    scores = query @ key.T / np.sqrt(query.shape[-1])
+    out = []
+    for row in range(count):
+        visible = np.arange(count) <= row
+        highest = scores[row, :count][visible].max()
+        kept = np.where(np.arange(count) == row, 1.0, policy[:count])
+        weights = np.where(visible, np.exp(np.where(visible, scores[row, :count] - highest, 0)), 0) * kept
+        out.append((weights + eps / count) / (weights.sum() + eps) @ value[:count])
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_policy_attention_follows_the_formula_and_ignores_padding(eps: float) -> None:
+    query, key, value = arrays(2, (2, 4, 9, 8), (2, 2, 9, 8), (2, 2, 9, 8))
+    policy = (np.random.default_rng(3).random((2, 9)) < 0.5).astype(np.float32)
+    lengths = np.array([9, 6])
+    out = xla.policy_attention(*(jnp.asarray(x) for x in (query, key, value, policy, lengths)), eps=eps)
+    for sample, count in enumerate(lengths):
+        for head in range(4):
+            wanted = policy_by_formula(
+                query[sample, head], key[sample, head // 2], value[sample, head // 2], policy[sample], count, eps
+            )
+            np.testing.assert_allclose(out[sample, head, :count], wanted, atol=5e-6)
+
+
+def test_policy_of_ones_without_leak_is_causal_attention() -> None:
+    query, key, value = (jnp.asarray(x) for x in arrays(4, (1, 2, 8, 8), (1, 2, 8, 8), (1, 2, 8, 8)))
+    plain = xla.attention(query, key, value)
+    policy = xla.policy_attention(query, key, value, jnp.ones((1, 8)), jnp.array([8]), eps=0.0)
+    np.testing.assert_allclose(plain, policy, atol=TOLERANCE)
+
+
+def test_gradients_of_padding_rows_are_finite_and_zero() -> None:
+    query, key, value = (jnp.asarray(x) for x in arrays(5, (2, 2, 6, 8), (2, 2, 6, 8), (2, 2, 6, 8)))
+    lengths = jnp.array([4, 0])
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array, policy: jax.Array) -> jax.Array:
+        out = xla.policy_attention(query, key, value, policy, lengths)
+        return jnp.sum(jnp.where((jnp.arange(6) < lengths[:, None])[:, None, :, None], out, 0.0))
+
+    for gradient in jax.grad(loss, (0, 1, 2, 3))(query, key, value, jnp.ones((2, 6))):
+        assert np.isfinite(gradient).all()
+    gradient = jax.grad(loss, 1)(query, key, value, jnp.ones((2, 6)))
+    assert not np.any(gradient[0, :, 4:])
+    assert not np.any(gradient[1])
+
+
+def test_query_weights_are_those_of_attention() -> None:
+    query, key = arrays(6, (2, 4, 7, 8), (2, 2, 7, 8))
+    full = xla.attention_weights(jnp.asarray(query), jnp.asarray(key)).reshape(2, 4, 7, 7)
+    at = np.array([6, 3])
+    own = xla.query_weights(jnp.asarray(query[np.arange(2), :, at]), jnp.asarray(key), jnp.asarray(at + 1))
+    np.testing.assert_allclose(own, full[np.arange(2), :, at], atol=TOLERANCE)
