@@ -90,8 +90,14 @@ class Cache:
 def _write(
     block: Float[Array, "L B G C E"], new: Float[Array, "L B G T E"], index: Int[Array, "B T"]
 ) -> Float[Array, "L B G C E"]:
-    # One scatter with the batch as a batching dimension: it stays local when the batch is sharded.
-    def write(rows: Array, values: Array, at: Array) -> Array:
-        return rows.at[:, :, at].set(values, mode="drop")
-
-    return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(block, new, index)
+    # One scatter with everything before the slot as batching dimensions: it stays local where batch or heads are
+    # sharded, and writes whole rows of the cache as it lies, which no compiler has to transpose first.
+    at = jnp.broadcast_to(index[None, :, None], new.shape[:4])[..., None]
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(4,),
+        inserted_window_dims=(3,),
+        scatter_dims_to_operand_dims=(3,),
+        operand_batching_dims=(0, 1, 2),
+        scatter_indices_batching_dims=(0, 1, 2),
+    )
+    return jax.lax.scatter(block, at, new.astype(block.dtype), numbers, mode="drop")

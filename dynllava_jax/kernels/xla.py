@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Blocks = Sequence[tuple[Float[Array, "L B G C E"], Float[Array, "L B G C E"]]]
+Blocks = Sequence[tuple[Float[Array, "L B G _ E"], Float[Array, "L B G _ E"]]]
 """A stack's cache: blocks of keys and values whose capacities add up to the logical capacity."""
 
 
@@ -83,6 +83,10 @@ def cached_attention(
 
     The cache is read-only here: a token that will not be stored still sees itself.
     """
+    length = query.shape[2]
+    if query.shape[1] * length == key.shape[1]:
+        # A product with a single row becomes a sum, for which the GPU compiler transposes the whole cache first.
+        query = jnp.pad(query, ((0, 0), (0, 0), (0, 1), (0, 0)))
     keys = [jax.lax.dynamic_index_in_dim(k, layer, 0, keepdims=False) for k, _ in blocks]
     values = [jax.lax.dynamic_index_in_dim(v, layer, 0, keepdims=False) for _, v in blocks]
     scores, start = [], 0
@@ -91,11 +95,11 @@ def cached_attention(
         filled = jnp.arange(start, stop) < lengths[:, None]
         scores.append(jnp.where(filled[:, None, None, None, :], _scores(query, cached), -jnp.inf))
         start = stop
-    scores.append(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf))
+    scores.append(jnp.where(_causal(query.shape[2])[:, :length], _scores(query, key), -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     parts = jnp.split(weights, list(_ends(keys)), axis=-1)
     outputs = [_combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
-    return sum(outputs[1:], outputs[0])
+    return sum(outputs[1:], outputs[0])[:, :, :length]
 
 
 def query_weights(
@@ -110,15 +114,19 @@ def query_weights(
 
 def _scores(query: Float[Array, "B H S E"], key: Float[Array, "B G N E"]) -> Float[Array, "B G R S N"]:
     batch, heads, length, size = query.shape
-    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], length, size)
-    scores = jnp.einsum("bgrse,bgne->bgrsn", grouped, key, preferred_element_type=jnp.float32)
+    groups = key.shape[1]
+    # XLA would merge two dimensions of rows by itself, and transpose the keys on the way.
+    rows = query.reshape(batch, groups, -1, size)
+    scores = jnp.einsum("bgme,bgne->bgmn", rows, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, heads // groups, length, -1)
     return scores * (1.0 / math.sqrt(size))
 
 
 def _combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"]) -> Float[Array, "B H S E"]:
-    out = jnp.einsum("bgrsn,bgne->bgrse", weights.astype(value.dtype), value)
-    batch, groups, ratio, length, size = out.shape
-    return out.reshape(batch, groups * ratio, length, size)
+    batch, groups, ratio, length, count = weights.shape
+    rows = weights.astype(value.dtype).reshape(batch, groups, ratio * length, count)
+    out = jnp.einsum("bgmn,bgne->bgme", rows, value)
+    return out.reshape(batch, groups * ratio, length, -1)
 
 
 def _causal(size: int) -> Bool[Array, "S S"]:

@@ -3,6 +3,7 @@
 B batch, S sequence, D features, H query heads, G key/value heads, E head dimension.
 """
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -41,4 +42,6 @@ class Attention(nnx.Module):
 
     def _heads(self, x: Float[Array, "B S C"]) -> Float[Array, "B N S E"]:
         batch, length, _ = x.shape
+        # Folded into the product, this reshape makes the TPU compiler copy the whole stack's kernels transposed.
+        x = jax.lax.optimization_barrier(x)
         return x.reshape(batch, length, -1, self.head_dim).transpose(0, 2, 1, 3)
