@@ -24,7 +24,9 @@ class Compaction(NamedTuple):
 
 def top_k(scores: Float[Array, "B M N"], count: int) -> Int[Array, "B M K"]:
     """Indices of the `count` highest scores, ascending. Of equal scores the lower index wins."""
-    _, index = jax.lax.top_k(scores.astype(jnp.float32), count)
+    scores = scores.astype(jnp.float32)
+    # `lax.top_k` ranks by total order, in which -0 stands below +0.
+    _, index = jax.lax.top_k(jnp.where(scores == 0, 0.0, scores), count)
     return jnp.sort(index, axis=-1)
 
 
