@@ -1,9 +1,12 @@
 """A whole model that fits in a test."""
 
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dynllava_jax.config.model import ModelConfig
@@ -12,9 +15,11 @@ from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.predictors import MlpScorer
 from dynllava_jax.testing.tokenizer import write_tokenizer
 
-_SHARPER = 6.0
+_EMBEDDING_STD = 0.12
+_PREDICTOR_GAIN = 1.7
 """The usual initial weights are so small that attention is flat and every decision a near tie."""
 
 
@@ -26,7 +31,27 @@ def tiny_config() -> ModelConfig:
 def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> DynamicLlava:
     """A random float32 model whose attention and keep decisions vary."""
     model = DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config or tiny_config())
-    return jax.tree.map(lambda x: x * _SHARPER if x.ndim > 1 else x, model)
+
+    def sharpen(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            gain = _PREDICTOR_GAIN if "predictor" in name else 1.0
+            return x * (gain / math.sqrt(x.shape[-2]) / jnp.std(x))
+        return x * (_EMBEDDING_STD / jnp.std(x)) if "embedding" in name else x
+
+    model = jax.tree_util.tree_map_with_path(sharpen, model)
+    for predictor in (model.output_predictor, model.instruct_predictor):
+        if isinstance(predictor, MlpScorer):
+            _balance(predictor, jax.random.normal(jax.random.key(seed), (512, model.config.decoder.hidden_size)))
+    return model
+
+
+def _balance(predictor: MlpScorer, hidden: jax.Array) -> None:
+    """Shifts the keep logit so that half of such hidden states are kept."""
+    logits = predictor.logits(hidden)
+    last = predictor.layers[-1]
+    assert last.bias is not None
+    last.bias[...] = last.bias[...].at[0].add(-jnp.median(logits[:, 0] - logits[:, 1]))
 
 
 def tiny_buckets() -> Buckets:

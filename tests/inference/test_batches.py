@@ -1,0 +1,119 @@
+"""A batch is a way to go faster and nothing else: every sample gets what it would get alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dynllava_jax.config.sparsity import SparsityConfig
+from dynllava_jax.inference.buckets import Shape
+from dynllava_jax.inference.engine import Engine
+from dynllava_jax.inference.run import Prepared, Run
+from dynllava_jax.inference.sampling import Temperature, TopK, TopP
+from tests.inference.random_batches import (
+    ALONE,
+    INSTRUCTED,
+    PLAIN,
+    SHAPES,
+    TOLERANCE,
+    Figures,
+    compare,
+    make_engine,
+    prompt,
+    run,
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine()
+
+
+def test_fifty_random_batches(engine: Engine) -> None:
+    figures, rng = Figures(), np.random.default_rng(0)
+    for _ in range(50):
+        compare(engine, rng, figures)
+    print(figures)
+    assert figures.exempted <= 0.001 * figures.samples
+    assert 0.2 < figures.stored / figures.decisions < 0.8
+
+
+def test_selection_differs_from_sample_to_sample(engine: Engine) -> None:
+    rng, shape = np.random.default_rng(1), ALONE[1]
+    outcomes = [run(engine, [prompt(rng, 20, 1)], shape, PLAIN)[0] for _ in range(8)]
+    assert len({tuple(outcome.kept[0]) for outcome in outcomes}) == 8
+    assert sum({0, 1} == set(outcome.keep) for outcome in outcomes) > 4
+
+
+def test_a_full_length_text_beside_images(engine: Engine) -> None:
+    """The deep length follows the sample that keeps most, here the one that has nothing to drop."""
+    shape, sparsity = SHAPES[3]
+    rng = np.random.default_rng(2)
+    same(engine, [prompt(rng, 96), prompt(rng, 10, 1), prompt(rng, 64, 2), prompt(rng, 1, 1)], shape, sparsity)
+
+
+def test_the_instruct_predictor_drops_what_the_plain_model_keeps(engine: Engine) -> None:
+    one = prompt(np.random.default_rng(3), 60, 1)
+    held = [finish(engine, [one], sparsity).held[0]["deep"] for sparsity in (INSTRUCTED, PLAIN)]
+    assert held[0] < held[1]
+
+
+def test_internal_padding_changes_nothing(engine: Engine) -> None:
+    one = prompt(np.random.default_rng(4), 20, 1)
+    [small], [large] = (run(engine, [one], shape, PLAIN) for shape in (SHAPES[0][0], ALONE[2]))
+    assert (small.tokens, small.keep, small.kept) == (large.tokens, large.keep, large.kept)
+    np.testing.assert_allclose(small.logits, large.logits, atol=TOLERANCE * max(1, np.abs(large.logits).max()))
+
+
+@pytest.mark.parametrize("sampler", [Temperature(), TopK(8), TopP(0.95, temperature=1.3)])
+def test_a_sampled_answer_depends_on_its_own_seed_alone(engine: Engine, sampler: Temperature | TopK | TopP) -> None:
+    rng, (shape, sparsity) = np.random.default_rng(5), SHAPES[2]
+    one = prompt(rng, 12, 1, sampler=sampler)
+    other = dataclasses.replace(one, seed=one.seed ^ 1)
+    first = run(engine, [one, prompt(rng, 30, 0)], shape, sparsity)[0]
+    second = run(engine, [other, prompt(rng, 9, 1, sampler=Temperature()), one], shape, sparsity)
+    assert second[2].tokens == first.tokens
+    assert second[0].tokens != first.tokens
+
+
+@pytest.mark.parametrize("sparsity", [PLAIN, INSTRUCTED])
+def test_without_cache_the_answers_are_the_same(engine: Engine, sparsity: SparsityConfig) -> None:
+    """The threshold rule sees each answer token alone, as the cached decode does."""
+    rng = np.random.default_rng(6)
+    prompts = [prompt(rng, text, images, 12) for text, images in [(9, 1), (30, 0), (14, 2), (25, 1)]]
+    cached = finish(engine, prompts, sparsity)
+    uncached = finish(engine, prompts, sparsity, use_cache=False)
+    assert cached.tokens == uncached.tokens
+    assert cached.fed == uncached.fed
+    assert cached.kept == uncached.kept
+    assert {0, 1} == {keep for row in cached.fed for keep in row}
+
+
+def test_without_cache_a_long_prompt_and_a_long_answer_share_a_batch(engine: Engine) -> None:
+    """Each needs room for its own answer only: 480 + 20 and 20 + 400 of a context of 512."""
+    rng = np.random.default_rng(7)
+    prompts = [prompt(rng, 480, budget=20), prompt(rng, 20, budget=400)]
+    assert Run.open(engine, prompts, PLAIN, use_cache=False).shape.length == 512
+
+
+def test_after_its_end_an_answer_takes_no_more_room(engine: Engine) -> None:
+    rng = np.random.default_rng(8)
+    prompts = [prompt(rng, 20, budget=2), prompt(rng, 20, budget=16)]
+    run = finish(engine, prompts, PLAIN.dense())
+    assert [held["shallow"] for held in run.held] == [19 + len(tokens) for tokens in run.tokens]
+    assert run.held[0] == {"shallow": 21, "deep": 21}
+
+
+def same(engine: Engine, prompts: list[Prepared], shape: Shape, sparsity: SparsityConfig) -> None:
+    for one, together in zip(prompts, run(engine, prompts, shape, sparsity), strict=True):
+        [alone] = run(engine, [one], ALONE[len(one.pixels)], sparsity)
+        assert (together.tokens, together.keep, together.kept) == (alone.tokens, alone.keep, alone.kept)
+        scale = max(1.0, np.abs(alone.logits).max())
+        np.testing.assert_allclose(together.logits, alone.logits, atol=TOLERANCE * scale)
+
+
+def finish(engine: Engine, prompts: list[Prepared], sparsity: SparsityConfig, **options: bool) -> Run:
+    run = Run.open(engine, prompts, sparsity, **options)
+    while not run.finished:
+        run.advance()
+    return run
