@@ -1,0 +1,152 @@
+"""The public face: what comes back, what is refused, and that a batch, a stream and a thread change nothing."""
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dynllava_jax as dl
+from dynllava_jax.demo.pictures import sample
+from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.memory import check_fits
+from dynllava_jax.inference.sampling import Temperature
+from dynllava_jax.testing import synthetic_image, tiny_assistant
+
+QUESTION = "What is in the left of the picture?"
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return tiny_assistant()
+
+
+def test_an_answer_says_what_was_kept(assistant: Assistant) -> None:
+    answer = assistant.generate(synthetic_image(1), QUESTION, max_new_tokens=10)
+    assert len(answer.token_ids) == len(answer.kept_output_tokens) <= 10
+    assert answer.kept_output_tokens[-1] is None
+    (patches,) = answer.kept_image_tokens
+    assert len(patches) == assistant.config.kept_image_tokens == 6
+    assert patches == sorted(set(patches))
+    kept = sum(keep or 0 for keep in answer.kept_output_tokens)
+    fed = len(answer.token_ids) - 1
+    assert answer.cache_tokens["shallow"] - answer.cache_tokens["deep"] == 16 - 6 + fed - kept
+    assert set(answer.seconds) == {"prefill", "decode"}
+    assert answer.as_dict()["text"] == answer.text == assistant.tokenizer.decode(answer.token_ids)
+
+
+def test_dense_keeps_everything_and_text_needs_no_picture(assistant: Assistant) -> None:
+    dense = assistant.generate(synthetic_image(1), QUESTION, max_new_tokens=5, dense=True)
+    assert dense.kept_image_tokens == [list(range(16))]
+    assert set(dense.kept_output_tokens[:-1]) <= {1}
+    assert dense.cache_tokens["shallow"] == dense.cache_tokens["deep"]
+    assert assistant.generate(None, QUESTION, max_new_tokens=5).kept_image_tokens == []
+
+
+def test_a_picture_may_come_in_any_form(assistant: Assistant, tmp_path: Path) -> None:
+    picture = synthetic_image(2)
+    file, data = tmp_path / "picture.png", io.BytesIO()
+    picture.save(file)
+    picture.save(data, "PNG")
+    forms: list[Any] = [picture, file, str(file), data.getvalue(), np.asarray(picture)]
+    answers = [assistant.generate(form, QUESTION, max_new_tokens=4) for form in forms]
+    assert all(answer.token_ids == answers[0].token_ids for answer in answers)
+    assert all(answer.kept_image_tokens == answers[0].kept_image_tokens for answer in answers)
+
+
+def test_one_bad_request_fails_alone(assistant: Assistant) -> None:
+    def ask(question: str = QUESTION, images: Any = (), **wishes: Any) -> dl.Request:
+        return dl.Request(question, images, **({"max_new_tokens": 4} | wishes))
+
+    good = [ask(images=[synthetic_image(1)]), ask(images=[synthetic_image(2), synthetic_image(3)]), ask()]
+    bad = [
+        ask(images=["nowhere.jpg"]),
+        ask("<image><image> compare", images=[synthetic_image(1)]),
+        ask("word " * 900),
+        ask(max_new_tokens=5000),
+        ask(images=[synthetic_image(i) for i in range(3)]),
+    ]
+    mixed = assistant.generate_batch([good[0], *bad[:3], good[1], *bad[3:], good[2]])
+    assert [isinstance(result, dl.InputError) for result in mixed] == [False, *[True] * 3, False, True, True, False]
+    for place, request in zip((0, 4, 7), good, strict=True):
+        (alone,) = assistant.generate_batch([request])
+        assert isinstance(alone, dl.Answer)
+        result = mixed[place]
+        assert isinstance(result, dl.Answer)
+        assert result.token_ids == alone.token_ids
+    with pytest.raises(dl.InputError, match=r"nowhere\.jpg"):
+        assistant.generate("nowhere.jpg", QUESTION)
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"max_new_tokens": 0}, {"seed": -1}, {"seed": 2**32}, {"question": "  "}], ids=lambda wishes: str(wishes)
+)
+def test_impossible_wishes_are_refused(wishes: dict[str, Any]) -> None:
+    with pytest.raises(dl.InputError):
+        dl.Request(**({"question": QUESTION} | wishes))
+
+
+def test_a_stream_is_the_answer_in_pieces(assistant: Assistant) -> None:
+    whole = assistant.generate(synthetic_image(1), QUESTION, max_new_tokens=12)
+    for every in (1, 5):
+        stream = assistant.stream(synthetic_image(1), QUESTION, max_new_tokens=12, every=every)
+        assert stream.answer is None
+        assert "".join(stream) == whole.text
+        assert stream.answer is not None
+        assert stream.answer.token_ids == whole.token_ids
+        assert stream.answer.kept_output_tokens == whole.kept_output_tokens
+
+
+def test_a_stream_can_be_cancelled(assistant: Assistant) -> None:
+    stream = assistant.stream(synthetic_image(1), QUESTION, max_new_tokens=12, every=1)
+    next(stream)
+    stream.cancel()
+    assert list(stream) == []
+    assert stream.answer is not None
+    assert 0 < len(stream.answer.token_ids) < 12
+    assert assistant.generate(synthetic_image(1), QUESTION, max_new_tokens=3).token_ids
+
+
+def test_threads_get_the_answers_they_get_alone(assistant: Assistant) -> None:
+    def one(number: int) -> list[int]:
+        sampler = Temperature(1.0)
+        if number % 3 == 0:
+            return assistant.generate(synthetic_image(number), QUESTION, max_new_tokens=6, sampler=sampler).token_ids
+        if number % 3 == 1:
+            stream = assistant.stream(synthetic_image(number), QUESTION, max_new_tokens=6, sampler=sampler, every=2)
+            for _ in stream:
+                pass
+            assert stream.answer is not None
+            return stream.answer.token_ids
+        chat = assistant.chat(synthetic_image(number))
+        first = chat.ask(QUESTION, max_new_tokens=6, sampler=sampler).token_ids
+        return first + chat.ask("And right?", max_new_tokens=4).token_ids
+
+    alone = [one(number) for number in range(6)]
+    together: dict[int, list[int]] = {}
+    threads = [threading.Thread(target=lambda n=n: together.update({n: one(n)})) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[number] for number in range(6)] == alone
+
+
+def test_the_demo_model_and_the_options_of_load() -> None:
+    model = dl.load("demo", keep_rate=0.5, output_keep=False, template="llava_v1", selector="stride")
+    assert model.random_weights
+    assert model.config.kept_image_tokens == 288
+    assert model.config.sparsity.output_selector is None
+    assert model.config.sparsity.image_selector == "stride"
+    assert model.config.text_prep.template == "llava_v1"
+    (patches,) = model.generate(sample("cat").path, QUESTION, max_new_tokens=2).kept_image_tokens
+    assert len(patches) == 288
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
+    import jax
+
+    with pytest.raises(dl.InputError, match=r"needs 1048576\.00 GiB.*GiB free"):
+        check_fits("giant", 2**50, jax.devices()[:1])

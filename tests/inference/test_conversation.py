@@ -1,0 +1,76 @@
+"""Several turns on one cache."""
+
+import dataclasses
+
+import pytest
+
+from dynllava_jax.data.prompt import continuation_ids
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
+
+FIRST, SECOND, THIRD = "What is in the left?", "And in the right?", "Is the cat red?"
+
+
+@pytest.fixture(scope="module", params=["plain", "instruct"])
+def assistant(request: pytest.FixtureRequest) -> Assistant:
+    config = tiny_config()
+    if request.param == "instruct":
+        sparsity = dataclasses.replace(config.sparsity, instruct_selector="learned")
+        config = dataclasses.replace(config, sparsity=sparsity)
+    return tiny_assistant(config)
+
+
+def test_turns_continue_on_the_cache(assistant: Assistant) -> None:
+    chat = assistant.chat(synthetic_image(1))
+    first = chat.ask(FIRST, max_new_tokens=6)
+    assert first.token_ids == assistant.generate(synthetic_image(1), FIRST, max_new_tokens=6).token_ids
+    held = first.cache_tokens
+    for question in (SECOND, THIRD):
+        answer = chat.ask(question, max_new_tokens=5)
+        # Fed on top: the last answer token, its end, the question, and all answer tokens but the last.
+        template = get_template(assistant.config.text_prep.template)
+        asked = 2 + len(continuation_ids(assistant.tokenizer, template, question))
+        grown = answer.cache_tokens["shallow"] - held["shallow"]
+        assert grown - asked - (len(answer.token_ids) - 1) in (-1, 0)  # -1: the last token was the end itself
+        kept = sum(keep or 0 for keep in answer.kept_output_tokens)
+        deep = answer.cache_tokens["deep"] - held["deep"]
+        dropped = grown - deep - (len(answer.token_ids) - 1 - kept)
+        assert dropped >= 0 if assistant.config.sparsity.instruct_selector else dropped == 0
+        assert answer.kept_image_tokens == []
+        held = answer.cache_tokens
+
+
+def test_streamed_turns_equal_asked_ones(assistant: Assistant) -> None:
+    asked, streamed = assistant.chat(synthetic_image(2)), assistant.chat(synthetic_image(2))
+    for question in (FIRST, SECOND):
+        whole = asked.ask(question, max_new_tokens=5)
+        assert "".join(streamed.stream(question, max_new_tokens=5, every=2)) == whole.text
+
+
+def test_an_open_turn_must_end_first_and_a_cancelled_one_counts(assistant: Assistant) -> None:
+    chat = assistant.chat(synthetic_image(1))
+    stream = chat.stream(FIRST, max_new_tokens=8, every=1)
+    next(stream)
+    with pytest.raises(InputError, match="still open"):
+        chat.ask(SECOND)
+    stream.cancel()
+    assert chat.ask(SECOND, max_new_tokens=3).token_ids
+
+
+def test_a_refused_turn_leaves_the_conversation_as_it_was(assistant: Assistant) -> None:
+    chat, other = assistant.chat(synthetic_image(1)), assistant.chat(synthetic_image(1))
+    chat.ask(FIRST, max_new_tokens=4)
+    other.ask(FIRST, max_new_tokens=4)
+    for question, tokens in (("<image> this one?", 4), (SECOND, 5000), ("word " * 400, 4)):
+        with pytest.raises(InputError):
+            chat.ask(question, max_new_tokens=tokens)
+    assert chat.ask(SECOND, max_new_tokens=4).token_ids == other.ask(SECOND, max_new_tokens=4).token_ids
+
+
+def test_a_dense_conversation_drops_nothing(assistant: Assistant) -> None:
+    chat = assistant.chat(synthetic_image(1), dense=True)
+    for question in (FIRST, SECOND):
+        answer = chat.ask(question, max_new_tokens=4)
+        assert answer.cache_tokens["shallow"] == answer.cache_tokens["deep"]
