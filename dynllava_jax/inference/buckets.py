@@ -13,9 +13,11 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
 _TILE = 128
-_GROWTH = 1.25
-_MOST_STEPS = 7
-_MARGIN = 1.1
+_FIRST = 0.275
+"""A quarter of the answer, and a tenth more than expected."""
+_GROWTH = 1.3
+_MOST_CAPACITIES = 8
+_COARSE_STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +35,20 @@ class Shape:
         return self.length + self.answer
 
     def deep_capacities(self, keep_rate: float) -> tuple[int, ...]:
-        """Capacities that the deep cache goes through when every token is kept; most answers need the first."""
+        """Capacities that the deep cache goes through as an answer gets longer, at most 8; each is a program.
+
+        The first has room for a quarter of the answer, of which `keep_rate` is expected to stay. The steps are so
+        small that an answer of a thousand tokens or more takes at most 1.3 times what it keeps, wherever it ends, and
+        large at the end, where only an answer of which far more stays than expected arrives.
+        """
         most = self.deep_length + self.answer
-        capacity = _round_up(self.deep_length + int(_MARGIN * keep_rate * self.answer))
-        capacities = [min(capacity, most)]
-        # Each capacity is a program: a long answer of which little is expected to stay grows in larger steps.
-        growth = max(_GROWTH, (most / capacities[0]) ** (1 / _MOST_STEPS))
+        capacities = [min(most, _round_up(self.deep_length + int(_FIRST * keep_rate * self.answer)))]
         while capacities[-1] < most:
-            capacities.append(min(_round_up(math.ceil(growth * capacities[-1])), most))
+            last, left = capacities[-1], _MOST_CAPACITIES - len(capacities)
+            larger = max(last + _TILE, int(_GROWTH * last) // _TILE * _TILE)
+            if left <= _COARSE_STEPS:
+                larger = max(larger, _round_up(math.ceil(last * (most / last) ** (1 / left))))
+            capacities.append(min(larger, most))
         return tuple(capacities)
 
 

@@ -133,7 +133,7 @@ def _causal(size: int) -> Bool[Array, "S S"]:
     return jnp.tril(jnp.ones((size, size), bool))
 
 
-def _ends(keys: Sequence[Float[Array, "B G C E"]]) -> Sequence[int]:
+def _ends(keys: Sequence[Float[Array, "B G _ E"]]) -> Sequence[int]:
     ends, total = [], 0
     for cached in keys:
         total += cached.shape[2]
