@@ -1,0 +1,111 @@
+"""How many programs are compiled: at most N for any stream of requests, none for a shape that was seen."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.request import Request
+from dynllava_jax.inference.sampling import GREEDY, Sampler, Temperature, TopK, TopP
+from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""What JAX records for every program, whatever asked for it and wherever it came from."""
+
+BUCKETS = Buckets(rows=(1, 4), images=(0, 2), length=(160, 256), answer=(16,), instruction=(32,), segment=16)
+WORDS = "is the red cat left of a blue table or under it".split()
+
+
+class Compiled:
+    """Counts compiled programs, stray operations outside `jit` included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: str, duration: float, **details: str | int) -> None:
+        self.count += event == COMPILED
+
+    def since(self, before: int) -> int:
+        return self.count - before
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Compiled]:
+    counter = Compiled()
+    jax.monitoring.register_event_duration_secs_listener(counter)
+    yield counter
+    jax.monitoring.unregister_event_duration_listener(counter)
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return tiny_assistant(buckets=BUCKETS)
+
+
+def test_two_hundred_random_requests(assistant: Assistant, compiled: Compiled) -> None:
+    rng, before, asked = np.random.default_rng(0), compiled.count, 0
+    while asked < 200:
+        requests = [random_request(rng) for _ in range(rng.integers(1, 9))]
+        answers = assistant.generate_batch(requests)
+        assert not [answer for answer in answers if isinstance(answer, Exception)]
+        asked += len(requests)
+    print(f"{asked} requests compiled {compiled.since(before)} programs; N = {assistant.programs}")
+    assert compiled.since(before) <= assistant.programs
+
+
+def test_a_shape_that_was_seen_compiles_nothing(assistant: Assistant, compiled: Compiled) -> None:
+    picture = synthetic_image(3)
+    assistant.generate(picture, "What is left?", max_new_tokens=9)
+    before = compiled.count
+    assistant.generate(picture, "Where is the red cat?", max_new_tokens=4, sampler=TopP(0.9), seed=7)
+    for _ in assistant.stream(synthetic_image(4), "What is under it?", max_new_tokens=16, every=3):
+        pass
+    assert compiled.since(before) == 0
+
+
+def test_warmup_leaves_nothing_to_compile(compiled: Compiled) -> None:
+    assistant = tiny_assistant(seed=1, buckets=BUCKETS)
+    shape = Shape(rows=1, images=2, length=160, deep_length=160, answer=16)
+    assert list(assistant.warmup([shape])) == [shape]
+    before = compiled.count
+    answer = assistant.generate(synthetic_image(5), "What is in the picture? " + "cat " * 40, max_new_tokens=12)
+    assert answer.cache_tokens["shallow"] > 128
+    assert compiled.since(before) == 0
+
+
+def test_warmup_takes_single_requests_by_default(compiled: Compiled) -> None:
+    buckets = Buckets(rows=(1,), images=(0,), length=(512,), answer=(16,), segment=16)
+    assistant = tiny_assistant(seed=2, buckets=buckets)
+    shapes = list(assistant.warmup())
+    assert {(shape.rows, shape.images) for shape in shapes} == {(1, 0)}
+    before = compiled.count
+    assistant.generate(None, "What is red?", max_new_tokens=5)
+    assert compiled.since(before) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_shape_that_requests_can_have_is_counted(seed: int) -> None:
+    rng, config = np.random.default_rng(seed), tiny_config()
+    buckets = Buckets(rows=(1, 4), images=(0, 1, 2), length=(32, 64, 96, 128), answer=(16, 64), instruction=(32,))
+    counted = set(buckets.shapes(config))
+    for _ in range(1000):
+        assert buckets.shape(config, *random_lengths(rng, config)) in counted
+
+
+def random_lengths(rng: np.random.Generator, config: ModelConfig) -> tuple[list[int], list[int], int]:
+    images = rng.integers(0, 3, rng.integers(1, 5)).tolist()
+    lengths = [int(rng.integers(1 + count * config.image_tokens, 129)) for count in images]
+    return lengths, images, int(rng.integers(1, 65))
+
+
+def random_request(rng: np.random.Generator) -> Request:
+    question = " ".join(rng.choice(WORDS, rng.integers(1, 25)))
+    images = [synthetic_image(int(seed)) for seed in rng.integers(0, 50, rng.integers(0, 3))]
+    samplers: list[Sampler] = [GREEDY, Temperature(0.7), TopK(5), TopP(0.8)]
+    return Request(
+        question, images, int(rng.integers(1, 17)), samplers[rng.integers(len(samplers))], int(rng.integers(2**32))
+    )
