@@ -97,8 +97,9 @@ def feed(
         "cache_true_len": true_lengths,
         "hidden": np.stack([np.asarray(out.trace)[:, :, 0].swapaxes(0, 1) for out in outs], axis=1),
     }
-    if all(out.text_logits is not None for out in outs):
-        steps["text_logits"] = np.concatenate([out.text_logits for out in outs], axis=1)
+    judged = [out.text_logits for out in outs if out.text_logits is not None]
+    if judged:
+        steps["text_logits"] = np.concatenate(judged, axis=1)
     return steps, cache
 
 

@@ -39,8 +39,9 @@ def _run(found: Computed, subject: Subject, case: Case, situation: str, facts: d
     batch = subject.batch(samples, pictures)
     length = batch.tokens.shape[1]
     # Our padding is always on the right; the official order is restored by moving each row.
-    shifts = length - batch.lengths if facts["tokenizer_padding_side"] == "left" else np.zeros_like(batch.lengths)
-    padding = batch.kind == Kind.PAD
+    left = facts["tokenizer_padding_side"] == "left"
+    shifts = [length - sample.length if left else 0 for sample in samples]
+    padding = np.asarray(batch.kind) == Kind.PAD
     index_map = np.full(batch.tokens.shape, -1, np.int32)
     for row, sample in enumerate(samples):
         index_map[row, : sample.length] = sample.image_index_map
@@ -64,7 +65,7 @@ def _run(found: Computed, subject: Subject, case: Case, situation: str, facts: d
             found.skip(name, _ABSENT)
     with_image = [shift for shift, sample in zip(shifts, samples, strict=True) if sample.image_count]
     found.info[f"info.{situation}.input_embeds_indices"] = [
-        {part: [int(edge + shift) for edge in span] for part, span in spans.items()}
+        {part: [edge + shift for edge in span] for part, span in spans.items()}
         for shift, spans in zip(with_image, spans_of(samples), strict=True)
     ]
 
@@ -86,5 +87,5 @@ def _checksum(model: DynamicLlava, batch: Batch, keys: Array) -> Float[Array, "B
     return jnp.sum(model.embed(batch.tokens, batch.kind == Kind.IMAGE, features, jnp.dtype("float32")), axis=-1)
 
 
-def _shift(values: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    return np.stack([np.roll(row, int(shift)) for row, shift in zip(values, shifts, strict=True)])
+def _shift(values: np.ndarray, shifts: list[int]) -> np.ndarray:
+    return np.stack([np.roll(row, shift) for row, shift in zip(values, shifts, strict=True)])

@@ -42,7 +42,7 @@ def dense(subject: Subject, case: Case) -> Computed:
 def sparse(subject: Subject, case: Case) -> Computed:
     """05_prefill_kv, 08_instruct_prefill, 08b: image tokens, and with it instruction tokens, leave the deep stack."""
     sample = subject.sample(case.inputs["input_ids"][0])
-    batch = subject.batch([sample], [case.images()[:1]])
+    batch = subject.batch([sample], [list(case.images()[:1])])
     out = subject.prefill(batch, subject.sparsity(case))
     selection = out.selection
     found = Computed()

@@ -82,7 +82,7 @@ def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) ->
     return compare(case, computed, platform)
 
 
-def _device(platform: Platform) -> jax.Device:
+def _device(platform: Platform) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
     try:
         return jax.devices(platform)[0]
     except RuntimeError:

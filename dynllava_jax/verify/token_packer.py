@@ -84,7 +84,7 @@ def _pack(base: ModelConfig, weights: Weights, scale: int, heads: int, x: np.nda
     config = _config(base, vision, packer, outputs=len(weights["mlp.2.weight"]))
     projector = _filled(lambda rngs: make_projector(rngs, config), "projector/", config, _RULES, weights)
     levels = np.split(multi, count, axis=-1)
-    return jax.jit(lambda projector, x, levels: projector(x, levels))(projector, x, levels)
+    return np.asarray(jax.jit(lambda projector, x, levels: projector(x, levels))(projector, x, levels))
 
 
 def _tower(found: Computed, base: ModelConfig, case: Case) -> None:

@@ -1,0 +1,92 @@
+"""`dynllava verify` as a command: exit status, files, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dynllava_jax.cli.main import main
+from tests.golden_files import arrays
+from tests.verify.recordings import change_arrays, part
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recording with two small cases: one supported, one not."""
+    return part(tmp_path / "recording", "02_predictors", "12_optimizer_groups")
+
+
+def run(*words: str | Path) -> int:
+    return main(["verify", "--cases", *map(str, words)])
+
+
+def test_holding_cases_give_status_0_a_dump_and_a_json_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "verdict.json"
+    assert run(folder, "--case", "02", "--dump", tmp_path / "dump", "--json", out) == 0
+    verdict = json.loads(out.read_text())
+    assert verdict["unsupported"] == []
+    assert list(verdict["cases"]) == ["02_predictors"]
+    assert [file.name for file in (tmp_path / "dump").iterdir()] == ["02_predictors.npz"]
+
+
+def test_json_stands_alone_on_stdout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--case", "02_predictors", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["cases"]["02_predictors"]["ok"] is True
+    assert "instruct_logits" in printed.err
+
+
+def test_an_unsupported_case_that_is_asked_for_gives_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder) == 1
+    assert "not supported: 12_optimizer_groups" in capsys.readouterr().out
+
+
+def test_a_number_that_does_not_hold_gives_status_1_and_names_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = arrays("02_predictors")["vision_logits_ones"]
+    logits[0, 3, 1] += 1e-3
+    change_arrays(folder / "cases" / "02_predictors.npz", vision_logits_ones=logits)
+    assert run(folder, "--case", "02_predictors") == 1
+    assert "FAIL  02_predictors: vision_logits_ones: error 1.00e-03" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--case", "5_prefill"), "holds no case '5_prefill'; did you mean"),
+        (("--case", "02", "--platform", "tpu"), "--platform tpu: JAX finds no such device here"),
+    ],
+)
+def test_bad_options_give_status_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert run(folder, *words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (None, "is no folder"),
+        ("checkpoint", "has no folder checkpoint"),
+        ("manifest.json", "manifest.json cannot be read as JSON"),
+        ("cases/02_predictors.npz", "02_predictors.npz cannot be read as an .npz file"),
+    ],
+)
+def test_a_damaged_recording_gives_status_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], broken: str | None, says: str
+) -> None:
+    if broken is None:
+        folder = folder / "missing"
+    elif broken.endswith(".npz"):
+        (folder / broken).write_bytes(b"no archive")
+    elif (folder / broken).is_dir():
+        shutil.rmtree(folder / broken)
+    else:
+        (folder / broken).unlink()
+    assert run(folder, "--case", "02_predictors") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("dynllava: error: ")
+    assert says in error
