@@ -113,7 +113,9 @@ def convert(
     )
     fresh = tuple(sorted({leaf.split("/")[0] for leaf in plan.fresh}))
     if fresh:
-        notes.append(f"{' and '.join(fresh)} not in {src}: freshly initialised; they stay unused until they are trained")
+        notes.append(
+            f"{' and '.join(fresh)} not in {src}: freshly initialised; they stay unused until they are trained"
+        )
     if plan.dropped:
         notes.append(f"{len(plan.dropped)} tensors left out (CLIP's text model, or the tower not preferred)")
     on_start(sum(step.weights.infos[step.rule.source].nbytes for step in plan.steps))

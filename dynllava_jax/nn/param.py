@@ -1,6 +1,7 @@
 """One line declares a parameter: its shape, the names of its axes, its initialiser."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], 
     """A float32 parameter that knows its axis names (see `sharding.rules` for what they become on a mesh)."""
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length")
-    return nnx.Param(init(rngs.params(), shape), **{AXES: axes})
+    metadata: dict[str, Any] = {AXES: axes}
+    return nnx.Param(init(rngs.params(), shape), **metadata)
 
 
 def normal(std: float) -> Initializer:

@@ -58,7 +58,7 @@ def test_a_picture_may_come_in_any_form(assistant: Assistant, tmp_path: Path) ->
 
 def test_one_bad_request_fails_alone(assistant: Assistant) -> None:
     def ask(question: str = QUESTION, images: Any = (), **wishes: Any) -> dl.Request:
-        return dl.Request(question, images, **({"max_new_tokens": 4} | wishes))
+        return dl.Request(question, images, **dict[str, Any](max_new_tokens=4) | wishes)
 
     good = [ask(images=[synthetic_image(1)]), ask(images=[synthetic_image(2), synthetic_image(3)]), ask()]
     bad = [
@@ -85,7 +85,7 @@ def test_one_bad_request_fails_alone(assistant: Assistant) -> None:
 )
 def test_impossible_wishes_are_refused(wishes: dict[str, Any]) -> None:
     with pytest.raises(dl.InputError):
-        dl.Request(**({"question": QUESTION} | wishes))
+        dl.Request(**dict[str, Any](question=QUESTION) | wishes)
 
 
 def test_a_stream_is_the_answer_in_pieces(assistant: Assistant) -> None:
