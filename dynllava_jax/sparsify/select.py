@@ -24,9 +24,8 @@ class Compaction(NamedTuple):
 
 def top_k(scores: Float[Array, "B M N"], count: int) -> Int[Array, "B M K"]:
     """Indices of the `count` highest scores, ascending. Of equal scores the lower index wins."""
-    scores = scores.astype(jnp.float32)
-    # `lax.top_k` ranks by total order, in which -0 stands below +0.
-    _, index = jax.lax.top_k(jnp.where(scores == 0, 0.0, scores), count)
+    # A stable sort and not `lax.top_k`: that one is never split by sample, a mesh would gather the whole batch for it.
+    index = jnp.argsort(-scores.astype(jnp.float32), axis=-1, stable=True)[..., :count].astype(jnp.int32)
     return jnp.sort(index, axis=-1)
 
 

@@ -1,7 +1,6 @@
 """Generation on a mesh of eight simulated devices: the same answers, and every sample stays where it is."""
 
 import logging
-import math
 import re
 from typing import Any, NamedTuple
 
@@ -128,9 +127,8 @@ def test_no_batch_is_gathered() -> None:
     run(on)
     for program in (on._prefill, on._segment):
         results = gathered(program.text)  # type: ignore[attr-defined]
-        # Token ids, decisions and counters of the whole batch may meet; features may not.
-        features = [shape for shape in results if math.prod(shape) > 8 * BUCKETS.length[-1]]
-        assert not [shape for shape in features if 8 in shape or 16 in shape], results
+        # Each device has two rows: whatever has eight is the whole batch. The vocabulary may meet, for sampling.
+        assert not [shape for shape in results if 8 in shape], results
 
 
 def gathered(text: str) -> list[tuple[int, ...]]:
