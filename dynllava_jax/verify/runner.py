@@ -1,5 +1,6 @@
 """Which code answers which case, and the run over a folder."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.report import Report
 from dynllava_jax.verify.subject import Subject
 from dynllava_jax.verify.tolerance import Platform
+
+_LOG = logging.getLogger(__name__)
 
 SUPPORTED: Mapping[str, Callable[[Subject, Case], Computed]] = {
     "01_vision_features": vision.features,
@@ -73,6 +76,9 @@ def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) ->
         computed = SUPPORTED[case.name](subject, case)
     except InputError as error:  # the package refuses what the official code ran: a failed case, not a bad folder
         return failed(case, f"refused: {error}", platform)
+    except Exception as error:  # a recording that our code cannot read as it should: the other cases still count
+        _LOG.debug("%s", case.name, exc_info=True)
+        return failed(case, f"stopped with {type(error).__name__}: {error}", platform)
     if dump is not None:
         try:
             dump.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dynllava_jax.cli.main import main
@@ -90,3 +91,12 @@ def test_a_damaged_recording_gives_status_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dynllava: error: ")
     assert says in error
+
+
+def test_a_case_that_lacks_an_input_fails_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {name: value for name, value in arrays("02_predictors").items() if name != "text_x"}
+    np.savez(folder / "cases" / "02_predictors.npz", **kept)  # pyright: ignore[reportArgumentType]
+    assert run(folder) == 1
+    out = capsys.readouterr().out
+    assert "KeyError: 'text_x'" in out
+    assert "0 of 1 cases hold" in out
