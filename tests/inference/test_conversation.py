@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from dynllava_jax.data.prompt import continuation_ids
+from dynllava_jax.data.spans import Kind
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.request import Request
+from dynllava_jax.inference.run import Run
 from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
 
 FIRST, SECOND, THIRD = "What is in the left?", "And in the right?", "Is the cat red?"
@@ -74,3 +78,24 @@ def test_a_dense_conversation_drops_nothing(assistant: Assistant) -> None:
     for question in (FIRST, SECOND):
         answer = chat.ask(question, max_new_tokens=4)
         assert answer.cache_tokens["shallow"] == answer.cache_tokens["deep"]
+
+
+def test_a_dense_turn_is_the_whole_conversation_read_anew(assistant: Assistant) -> None:
+    chat = assistant.chat(synthetic_image(1), dense=True)
+    first, second = (chat.ask(question, max_new_tokens=6) for question in (FIRST, SECOND))
+    tokenizer, template = assistant.tokenizer, get_template(assistant.config.text_prep.template)
+    end = [] if first.token_ids[-1] in assistant.engine.stop_ids else tokenizer.encode(template.end, add_bos=False)
+    said = [*first.token_ids, *end, *continuation_ids(tokenizer, template, SECOND)]
+
+    prepared = assistant.prepare(Request(FIRST, [synthetic_image(1)], max_new_tokens=6))
+    whole = dataclasses.replace(
+        prepared.sample,
+        tokens=np.concatenate([prepared.sample.tokens, np.array(said, np.int32)]),
+        kind=np.concatenate([prepared.sample.kind, np.full(len(said), Kind.PROMPT, np.int32)]),
+    )
+    anew = dataclasses.replace(prepared, sample=whole)
+    run = Run.open(assistant.engine, [anew], assistant.config.sparsity.dense())
+    while not run.finished:
+        run.advance()
+    assert run.tokens[0] == second.token_ids
+    assert run.held[0] == second.cache_tokens
