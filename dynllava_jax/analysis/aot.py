@@ -72,7 +72,8 @@ def place(tree: Any, sharding: Any) -> Any:
 
     Args:
         tree: what will be an argument of `compile_ahead`.
-        sharding: a device, one sharding for every leaf, or a tree of shardings such as `param_shardings` makes.
+        sharding: a device, one sharding for every leaf, or a tree of shardings such as `param_shardings` makes, or
+            of formats such as `inference.layouts.row_major` makes of it.
     """
     if not isinstance(sharding, jax.sharding.Sharding) and hasattr(sharding, "device_kind"):
         sharding = SingleDeviceSharding(sharding)
@@ -95,7 +96,7 @@ def compile_ahead(
     """
 
     def wanted(position: int, leaf: jax.ShapeDtypeStruct) -> Any:
-        return Format(Layout.AUTO, leaf.sharding) if position in own_layout else leaf.sharding
+        return Format(Layout.AUTO, leaf.sharding) if position in own_layout else leaf.format
 
     shardings = tuple(jax.tree.map(lambda leaf, i=i: wanted(i, leaf), arg) for i, arg in enumerate(args))
     if own_layout:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Format
 
 from dynllava_jax.checkpoint.leaves import Target, abstract_model, is_selector, targets
 from dynllava_jax.checkpoint.store import CARRIED, read_info, read_items
@@ -17,9 +18,9 @@ from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
 
 ShardingRule = Callable[[DynamicLlava], Any]
-"""An abstract model -> the same tree with a sharding in place of every parameter (`sharding.specs`)."""
+"""An abstract model -> the same tree with a sharding, or a `Format`, in place of every parameter."""
 
-Shardings = dict[str, jax.sharding.Sharding]
+Shardings = dict[str, jax.sharding.Sharding | Format]
 
 
 def load(
@@ -103,19 +104,22 @@ def _place(params: dict[str, jax.Array], target: Target, index: int, array: np.n
         params[target.path] = jax.device_put(array, where)
         return
     if target.path not in params:
-        params[target.path] = jnp.empty(target.shape, array.dtype, device=where)
+        empty = functools.partial(jnp.empty, target.shape, array.dtype)
+        params[target.path] = jax.jit(empty, out_shardings=where)()
     params[target.path] = _insert(where)(params[target.path], jax.device_put(array, _layer_sharding(where)), index)
 
 
 def _layer_sharding(where: Any) -> jax.sharding.Sharding | None:
     """The sharding of one layer of a stack."""
+    if isinstance(where, Format):
+        return _layer_sharding(where.sharding)
     if isinstance(where, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*tuple(where.spec)[1:]))
     return where
 
 
 @functools.cache
-def _insert(where: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+def _insert(where: jax.sharding.Sharding | Format | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
     """Writes one layer into the stack in place: the stack is donated, so there is never a second copy."""
     return jax.jit(
         lambda stack, layer, index: jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0),

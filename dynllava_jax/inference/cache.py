@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.nn.constrain import constrain
 
-_AXES = ("layers", "batch", "kv_heads", None, None)
+AXES = ("layers", "batch", "kv_heads", None, None)
+"""Logical names of a block's dimensions."""
 
 
 class Block(NamedTuple):
@@ -63,14 +64,14 @@ class StackCache:
         """Appends an empty block that brings the whole to `capacity`."""
         key = self.blocks[-1].key
         shape = (*key.shape[:3], capacity - self.capacity, key.shape[4])
-        empty = constrain(jnp.zeros(shape, key.dtype), *_AXES)
+        empty = constrain(jnp.zeros(shape, key.dtype), *AXES)
         return StackCache((*self.blocks, Block(empty, jnp.zeros_like(empty))), self.length)
 
     def repack(self, capacity: int) -> "StackCache":
         """One block of that capacity, between two turns of a conversation; what is held must fit."""
         joined = [jnp.concatenate(parts, axis=3) for parts in zip(*self.blocks, strict=True)]
         room = ((0, 0), (0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0))
-        key, value = (constrain(jnp.pad(x, room)[:, :, :, :capacity], *_AXES) for x in joined)
+        key, value = (constrain(jnp.pad(x, room)[:, :, :, :capacity], *AXES) for x in joined)
         return StackCache((Block(key, value),), self.length)
 
 

@@ -4,7 +4,9 @@ B batch rows, S sequence, T new tokens, M images, K kept tokens of one image.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -114,12 +116,7 @@ class Engine:
 
     def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:
         """Prefills a padded batch and draws the first token of each answer."""
-        plan = self._prefill_plan(shape, sparsity)
-        plan = dataclasses.replace(
-            plan,
-            shallow_capacity=shape.shallow_capacity,
-            deep_capacity=shape.deep_capacities(self._rate(sparsity))[0],
-        )
+        plan = self._opening_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._prefill(self._params, self.place(batch), self.place(asked), plan=plan)
 
@@ -173,6 +170,26 @@ class Engine:
                 state = self._grow(state, capacity=capacity)
             state, _ = self._decode(state, self._limit(0), sparsity)
 
+    def segment_program(
+        self, shape: Shape, sparsity: SparsityConfig, grown: int = 0
+    ) -> tuple[Callable[..., tuple[DecodeState, Segment]], Any, DecodeState]:
+        """What `advance` compiles, for whoever wants to know it without running it (`analysis.decode_program`).
+
+        Args:
+            shape: of the batch.
+            sparsity: what is dropped.
+            grown: how often the deep cache has grown.
+
+        Returns:
+            The traced body, a function of weights, state and step limit; the weights; the state's shapes.
+        """
+        body = functools.partial(self._run_segment, plan=self._segment_plan(sparsity))
+        prefill = functools.partial(self._run_prefill, plan=self._opening_plan(shape, sparsity))
+        state, _ = jax.eval_shape(prefill, self._params, *self._nothing(shape))
+        for capacity in shape.deep_capacities(self._rate(sparsity))[1 : grown + 1]:
+            state = jax.eval_shape(functools.partial(self._run_grow, capacity=capacity), state)
+        return body, self._params, state
+
     def _nothing(self, shape: Shape) -> tuple[Batch, Asked]:
         size = self.config.vision.image_size
         flat, row = np.zeros((shape.rows, shape.length), np.int32), np.zeros(shape.rows, np.int32)
@@ -181,11 +198,8 @@ class Engine:
         return Batch(flat, flat, flat, row, row, images), Asked(row, zero, row, zero + 1, row.astype(np.uint32))
 
     def _decode(self, state: DecodeState, limit: np.int32, sparsity: SparsityConfig) -> tuple[DecodeState, Segment]:
-        plan = SegmentPlan(
-            self._extend_plan("output", sparsity), self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id
-        )
         with constraints(self._constraint):
-            return self._segment(self._params, state, limit, plan=plan)
+            return self._segment(self._params, state, limit, plan=self._segment_plan(sparsity))
 
     def _make_room(self, state: DecodeState, shape: Shape, sparsity: SparsityConfig) -> DecodeState:
         deep = state.cache.deep
@@ -198,6 +212,17 @@ class Engine:
 
     def _prefill_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
         return PrefillPlan(sparsity, shape.deep_length, attention=self._attention, dtype=self.dtype)
+
+    def _opening_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
+        return dataclasses.replace(
+            self._prefill_plan(shape, sparsity),
+            shallow_capacity=shape.shallow_capacity,
+            deep_capacity=shape.deep_capacities(self._rate(sparsity))[0],
+        )
+
+    def _segment_plan(self, sparsity: SparsityConfig) -> SegmentPlan:
+        plan = self._extend_plan("output", sparsity)
+        return SegmentPlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id)
 
     def _extend_plan(self, judge: Any, sparsity: SparsityConfig) -> ExtendPlan:
         probe = Probe(logits=self._collect_logits and judge == "output")

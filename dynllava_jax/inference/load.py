@@ -1,6 +1,7 @@
 """From a name or a folder to an assistant."""
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -10,11 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.leaves import abstract_model
-from dynllava_jax.checkpoint.load import ShardingRule
 from dynllava_jax.checkpoint.load import load as load_checkpoint
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.templates import get_template
@@ -23,10 +23,10 @@ from dynllava_jax.demo import embedded
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets
+from dynllava_jax.inference.layouts import placement
 from dynllava_jax.inference.memory import check_fits
 from dynllava_jax.kernels import api
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.sharding.specs import param_shardings
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def load(
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
     check_fits(str(model), _parameter_bytes(config, dtype), used)
-    where = _placement(grid, used[0], config)
+    where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
     if info is None:
         weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
         weights = jax.device_put(weights, where(weights))
@@ -155,9 +155,3 @@ def _native(stored: str, devices: Sequence[Any]) -> str:
 def _parameter_bytes(config: ModelConfig, dtype: str) -> int:
     sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config)))
     return sum(sizes) * jnp.dtype(dtype).itemsize
-
-
-def _placement(mesh: Mesh | None, device: Any, config: ModelConfig) -> ShardingRule:
-    if mesh is None:
-        return lambda model: jax.tree.map(lambda _: SingleDeviceSharding(device), model)
-    return lambda model: param_shardings(model, mesh, config)

@@ -1,0 +1,79 @@
+"""The decode segment that the engine runs, compiled for a machine that need not exist.
+
+L layers of one stack, B batch rows, G key/value heads, C cache capacity, E head dimension.
+
+    python -m dynllava_jax.analysis.decode_program a100:1x1 --rows 8
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dynllava_jax.analysis.aot import compile_ahead, memory, place, topology
+from dynllava_jax.checkpoint.leaves import abstract_model
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.presets import dynamic_llava_7b
+from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.cache import AXES
+from dynllava_jax.inference.engine import Engine
+from dynllava_jax.inference.layouts import placement
+from dynllava_jax.nn.constrain import constraints
+from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, replicated
+
+
+def compile_segment(
+    config: ModelConfig, shape: Shape, where: Any, *, dtype: str = "bfloat16", grown: int = 0
+) -> jax.stages.Compiled:
+    """Compiles what `Engine.advance` runs; its memory is `aot.memory` of the result.
+
+    Args:
+        config: the model.
+        shape: of the batch.
+        where: a device or a mesh (see `aot.topology` and `sharding.mesh.make_mesh`).
+        dtype: of weights, cache and computation.
+        grown: how often the deep cache has grown.
+    """
+    mesh = where if isinstance(where, Mesh) else None
+    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), abstract_model(config))
+    model = place(model, placement(model, where, config))
+    engine = Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=(config.text_prep.eos_id,))
+    limit = jax.ShapeDtypeStruct((), np.int32)
+    with constraints(None if mesh is None else activation_constraint(mesh)):
+        body, params, state = engine.segment_program(shape, config.sparsity, grown)
+        state = place(state, where if mesh is None else jax.tree.map(lambda x: _sharding(x, mesh), state))
+        limit = place(limit, where if mesh is None else replicated(mesh))
+        return compile_ahead(body, params, state, limit, donate_argnums=(1,))
+
+
+def _sharding(x: Any, mesh: Mesh) -> jax.sharding.NamedSharding:
+    axes = AXES if len(x.shape) == len(AXES) else ("batch", *(None,) * (len(x.shape) - 1))
+    return activation_sharding(x.shape, axes, mesh)
+
+
+def main() -> None:
+    """Prints the memory of one device for Dynamic-LLaVA-7B, in MiB."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("topology", help="such as a100:1x1 or v5e:2x2")
+    parser.add_argument("--mesh", help="such as tensor=4; default: the topology's first device")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--grown", type=int, default=0, help="how often the deep cache has grown")
+    args = parser.parse_args()
+    config = dynamic_llava_7b()
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=args.layers))
+    devices = topology(args.topology)
+    where = make_mesh(args.mesh, devices) if args.mesh else devices[0]
+    shape = Shape(args.rows, images=1, length=768, deep_length=256, answer=2048)
+    needs = memory(compile_segment(config, shape, where, grown=args.grown))
+    share = needs.temporaries / needs.arguments
+    print(f"weights + cache {needs.arguments / 2**20:.0f}, temporaries {needs.temporaries / 2**20:.0f} ({share:.1%})")
+
+
+if __name__ == "__main__":
+    main()
