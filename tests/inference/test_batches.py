@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.inference.buckets import Shape
+from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.run import Prepared, Run
 from dynllava_jax.inference.sampling import Temperature, TopK, TopP
+from dynllava_jax.testing import tiny_model
 from tests.inference.random_batches import (
     ALONE,
     INSTRUCTED,
@@ -18,7 +19,9 @@ from tests.inference.random_batches import (
     TOLERANCE,
     Figures,
     compare,
+    excuse,
     make_engine,
+    margins,
     prompt,
     run,
 )
@@ -43,6 +46,18 @@ def test_selection_differs_from_sample_to_sample(engine: Engine) -> None:
     outcomes = [run(engine, [prompt(rng, 20, 1)], shape, PLAIN)[0] for _ in range(8)]
     assert len({tuple(outcome.kept[0]) for outcome in outcomes}) == 8
     assert sum({0, 1} == set(outcome.keep) for outcome in outcomes) > 4
+
+
+def test_the_excuse_of_a_near_tie_knows_every_decision(engine: Engine) -> None:
+    """One pass over prompt and answer finds the margins behind the decisions that decoding made."""
+    one = prompt(np.random.default_rng(9), 20, 1)
+    [alone] = run(engine, [one], ALONE[1], PLAIN)
+    margin = margins(engine, one, alone.tokens[:-1], PLAIN)
+    np.testing.assert_array_equal(margin[1:] > 0, np.array(alone.keep) == 1)
+    assert margin[0] > 0  # of the patches
+    swapped = dataclasses.replace(alone, keep=[1 - alone.keep[0], *alone.keep[1:]])
+    with pytest.raises(AssertionError, match="at a margin of"):
+        excuse(engine, one, PLAIN, swapped, alone)
 
 
 def test_a_full_length_text_beside_images(engine: Engine) -> None:
@@ -76,7 +91,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(engine: Engine, sampler:
     assert second[0].tokens != first.tokens
 
 
-@pytest.mark.parametrize("sparsity", [PLAIN, INSTRUCTED])
+@pytest.mark.parametrize("sparsity", [PLAIN, INSTRUCTED, dataclasses.replace(INSTRUCTED, output_selector=None)])
 def test_without_cache_the_answers_are_the_same(engine: Engine, sparsity: SparsityConfig) -> None:
     """The threshold rule sees each answer token alone, as the cached decode does."""
     rng = np.random.default_rng(6)
@@ -86,7 +101,8 @@ def test_without_cache_the_answers_are_the_same(engine: Engine, sparsity: Sparsi
     assert cached.tokens == uncached.tokens
     assert cached.fed == uncached.fed
     assert cached.kept == uncached.kept
-    assert {0, 1} == {keep for row in cached.fed for keep in row}
+    wanted = {1} if sparsity.output_selector is None else {0, 1}
+    assert wanted == {keep for row in cached.fed for keep in row}
 
 
 def test_without_cache_a_long_prompt_and_a_long_answer_share_a_batch(engine: Engine) -> None:
@@ -94,6 +110,14 @@ def test_without_cache_a_long_prompt_and_a_long_answer_share_a_batch(engine: Eng
     rng = np.random.default_rng(7)
     prompts = [prompt(rng, 480, budget=20), prompt(rng, 20, budget=400)]
     assert Run.open(engine, prompts, PLAIN, use_cache=False).shape.length == 512
+
+
+def test_no_images_need_no_size_of_their_own() -> None:
+    """Whatever sizes a batch's images are padded to, there may be none."""
+    only_two = Buckets(rows=(1,), images=(2,), length=(96,), answer=(24,), instruction=(32,), segment=24)
+    run = Run.open(Engine(tiny_model(), buckets=only_two), [prompt(np.random.default_rng(9), 20)], PLAIN)
+    assert run.shape.images == 0
+    assert run.shape in set(run.engine.buckets.shapes(run.engine.config))
 
 
 def test_after_its_end_an_answer_takes_no_more_room(engine: Engine) -> None:
