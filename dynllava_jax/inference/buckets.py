@@ -81,12 +81,16 @@ class Buckets:
                 raise InputError(f"Buckets.{name} must be a rising list of sizes, not {sizes}.")
 
     def within(self, context: int) -> "Buckets":
-        """The same lists cut to a context, which becomes the longest prompt and answer there is."""
+        """The same lists cut to a context, which becomes the longest prompt and answer there is.
+
+        Zero images join the list: there is no padding for a batch without any.
+        """
 
         def cut(sizes: Sequence[int]) -> tuple[int, ...]:
             return (*(size for size in sizes if size < context), context)
 
-        return dataclasses.replace(self, length=cut(self.length), answer=cut(self.answer))
+        images = tuple(sorted({0, *self.images}))
+        return dataclasses.replace(self, images=images, length=cut(self.length), answer=cut(self.answer))
 
     def shape(self, config: ModelConfig, lengths: Sequence[int], images: Sequence[int], answer: int) -> Shape:
         """The smallest shape that holds prompts of these lengths with these image counts."""

@@ -64,8 +64,9 @@ class StackCache:
         """Appends an empty block that brings the whole to `capacity`."""
         key = self.blocks[-1].key
         shape = (*key.shape[:3], capacity - self.capacity, key.shape[4])
-        empty = constrain(jnp.zeros(shape, key.dtype), *AXES)
-        return StackCache((*self.blocks, Block(empty, jnp.zeros_like(empty))), self.length)
+        # Each by itself: zeros made like a sharded array would be whole on every device.
+        empty = Block(*(constrain(jnp.zeros(shape, key.dtype), *AXES) for _ in Block._fields))
+        return StackCache((*self.blocks, empty), self.length)
 
     def repack(self, capacity: int) -> "StackCache":
         """One block of that capacity, between two turns of a conversation; what is held must fit."""

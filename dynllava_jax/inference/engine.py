@@ -239,10 +239,11 @@ class Engine:
         return output_rate(dataclasses.replace(self.config, sparsity=sparsity))
 
     def place(self, tree: Any) -> Any:
-        """Arrays from the host, rows split over the mesh."""
+        """Arrays from the host, rows split over the mesh, or beside the weights."""
         mesh = self.mesh
         if mesh is None:
-            return tree
+            # What could stand anywhere would have every program compiled once more.
+            return jax.device_put(tree, jax.tree.leaves(self._params)[0].sharding)
 
         def put(x: Any) -> jax.Array:
             axes = ("batch", *(None,) * (np.ndim(x) - 1))

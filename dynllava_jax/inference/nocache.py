@@ -101,8 +101,8 @@ def _step(model: DynamicLlava, state: NoCacheState, out: Segment, plan: NoCacheP
     count = state.count + active
     done = state.done | is_stop(token, plan.stop_ids) | (count >= state.budget)
     logits = seen.selection.text_logits
-    if logits is None:
-        keep = active.astype(jnp.int32)
+    if logits is None or plan.prefill.sparsity.output_selector is None or model.output_predictor is None:
+        keep = active.astype(jnp.int32)  # nobody judges answers, whoever judged the instruction
     else:
         # The fed token always takes part in its own step; reported is what later steps will decide on it.
         fed = jnp.take_along_axis(logits, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
