@@ -3,7 +3,7 @@
 B batch, L layers of one stack, G key/value heads, T new tokens, C capacity of one block, E head dimension.
 
 A stack's cache is a short list of blocks that are filled one after another. Growing appends a block, so nothing is
-ever copied and the peak is what is allocated. Most answers need one block.
+ever copied and the peak is what is allocated. A short answer needs one block, a long one several.
 """
 
 import dataclasses
