@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dynllava_jax.nn.constrain import constrain
+from dynllava_jax.nn.constrain import constrain, per_shard
 
 AXES = ("layers", "batch", "kv_heads", None, None)
 """Logical names of a block's dimensions."""
@@ -53,10 +53,10 @@ class StackCache:
         blocks, start = [], 0
         for block in self.blocks:
             capacity = block.key.shape[3]
-            # What belongs to another block, or to none, lands beyond the end and is dropped by the scatter.
             inside = keep & (slots >= start) & (slots < start + capacity)
-            index = jnp.where(inside, slots - start, capacity)
-            blocks.append(Block(_write(block.key, key, index), _write(block.value, value, index)))
+            index = jnp.where(inside, slots - start, -1)
+            axes = (AXES, AXES, AXES, ("batch", None))
+            blocks.append(per_shard(_write, block, key, value, index, axes=axes, out=AXES))
             start += capacity
         return StackCache(tuple(blocks), self.length + jnp.sum(keep, axis=-1, dtype=jnp.int32))
 
@@ -90,16 +90,27 @@ class Cache:
 
 
 def _write(
-    block: Float[Array, "L B G C E"], new: Float[Array, "L B G T E"], index: Int[Array, "B T"]
-) -> Float[Array, "L B G C E"]:
-    # One scatter with everything before the slot as batching dimensions: it stays local where batch or heads are
-    # sharded, and writes whole rows of the cache as it lies, which no compiler has to transpose first.
-    at = jnp.broadcast_to(index[None, :, None], new.shape[:4])[..., None]
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(4,),
-        inserted_window_dims=(3,),
-        scatter_dims_to_operand_dims=(3,),
-        operand_batching_dims=(0, 1, 2),
-        scatter_indices_batching_dims=(0, 1, 2),
-    )
-    return jax.lax.scatter(block, at, new.astype(block.dtype), numbers, mode="drop")
+    block: Block, key: Float[Array, "L B G T E"], value: Float[Array, "L B G T E"], slots: Int[Array, "B T"]
+) -> Block:
+    """Puts each token into its slot; a slot of -1 lies elsewhere. One sample's slots rise by one.
+
+    Sample by sample, a window that is read, changed and written back, which every compiler does where it lies.
+    """
+    capacity, width = block.key.shape[3], min(block.key.shape[3], key.shape[3])
+
+    def one(row: Int[Array, ""], block: Block) -> Block:
+        wanted = slots[row]
+        first = jnp.min(jnp.where(wanted < 0, capacity, wanted))
+        start = jnp.minimum(first, capacity - width)
+        hit = start + jnp.arange(width)[:, None] == wanted
+        source, stored = jnp.argmax(hit, axis=-1), jnp.any(hit, axis=-1)[:, None]
+
+        def write(into: Float[Array, "L B G C E"], new: Float[Array, "L B G T E"]) -> Float[Array, "L B G C E"]:
+            at = (0, row, 0, start, 0)
+            old = jax.lax.dynamic_slice(into, at, (into.shape[0], 1, into.shape[2], width, into.shape[4]))
+            fresh = jnp.take(jax.lax.dynamic_index_in_dim(new, row, axis=1), source, axis=3)
+            return jax.lax.dynamic_update_slice(into, jnp.where(stored, fresh, old), at)
+
+        return Block(write(block.key, key), write(block.value, value))
+
+    return jax.lax.fori_loop(0, block.key.shape[1], one, block)

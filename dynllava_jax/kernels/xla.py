@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 Blocks = Sequence[tuple[Float[Array, "L B G _ E"], Float[Array, "L B G _ E"]]]
@@ -83,23 +84,19 @@ def cached_attention(
 
     The cache is read-only here: a token that will not be stored still sees itself.
     """
-    length = query.shape[2]
-    if query.shape[1] * length == key.shape[1]:
-        # A product with a single row becomes a sum, for which the GPU compiler transposes the whole cache first.
-        query = jnp.pad(query, ((0, 0), (0, 0), (0, 1), (0, 0)))
-    keys = [jax.lax.dynamic_index_in_dim(k, layer, 0, keepdims=False) for k, _ in blocks]
-    values = [jax.lax.dynamic_index_in_dim(v, layer, 0, keepdims=False) for _, v in blocks]
+    keys = [_layer(k, layer) for k, _ in blocks]
+    values = [_layer(v, layer) for _, v in blocks]
     scores, start = [], 0
     for cached in keys:
         stop = start + cached.shape[2]
         filled = jnp.arange(start, stop) < lengths[:, None]
         scores.append(jnp.where(filled[:, None, None, None, :], _scores(query, cached), -jnp.inf))
         start = stop
-    scores.append(jnp.where(_causal(query.shape[2])[:, :length], _scores(query, key), -jnp.inf))
+    scores.append(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     parts = jnp.split(weights, list(_ends(keys)), axis=-1)
     outputs = [_combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
-    return sum(outputs[1:], outputs[0])[:, :, :length]
+    return sum(outputs[1:], outputs[0])
 
 
 def query_weights(
@@ -127,6 +124,13 @@ def _combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"])
     rows = weights.astype(value.dtype).reshape(batch, groups, ratio * length, count)
     out = jnp.einsum("bgmn,bgne->bgme", rows, value)
     return out.reshape(batch, groups * ratio, length, -1)
+
+
+def _layer(stacked: Float[Array, "L B G C E"], layer: Int[Array, ""]) -> Float[Array, "B G C E"]:
+    # Read in the layout in which it is stored. To sum along its fastest dimension, the GPU compiler would otherwise
+    # transpose the whole cache, for every token; held in place, a layer is not even copied out of its stack.
+    index = jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+    return with_layout_constraint(index, Layout(tuple(range(index.ndim))))
 
 
 def _causal(size: int) -> Bool[Array, "S S"]:

@@ -3,10 +3,25 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-Constraint = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+Axes = tuple[str | None, ...]
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """What the logical names mean on one mesh (`sharding.specs.activation_constraint`)."""
+
+    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """`x`, split as its names ask."""
+        ...
+
+    def per_shard(self, function: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Axes, ...], out: Axes) -> Any:
+        """`function` on every device's own part of `args`."""
+        ...
+
 
 _constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar("constraint", default=None)
 
@@ -15,6 +30,19 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Marks each axis of `x` with its logical name. A name that does not divide the mesh raises in the rules."""
     constraint = _constraint.get()
     return x if constraint is None else constraint(x, axes)
+
+
+def per_shard(function: Callable[..., Any], *args: Any, axes: tuple[Axes, ...], out: Axes) -> Any:
+    """`function(*args)`, every device computing on its own part alone: the compiler has nothing to gather.
+
+    Args:
+        function: must give the same for a part of the named dimensions as for all of them, part by part.
+        args: arrays, or trees of arrays that are split alike.
+        axes: logical names of each argument's dimensions.
+        out: those of every result's.
+    """
+    constraint = _constraint.get()
+    return function(*args) if constraint is None else constraint.per_shard(function, args, axes, out)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ Every dimension that could not be split as the rules ask is either an error or o
 array is never a silent surprise.
 """
 
+import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import TransformerPredictor
 from dynllava_jax.errors import InputError
-from dynllava_jax.nn.constrain import Constraint
+from dynllava_jax.nn.constrain import Axes, Constraint
 from dynllava_jax.nn.param import AXES
 from dynllava_jax.sharding.rules import RULES, Rules
 
@@ -103,11 +104,29 @@ def activation_sharding(
 
 def activation_constraint(mesh: Mesh, rules: Rules = RULES) -> Constraint:
     """What `nn.constrain.constraints` takes while a function is traced for `mesh`."""
+    return _Activations(mesh, rules)
 
-    def constraint(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, activation_sharding(x.shape, axes, mesh, rules))
 
-    return constraint
+@dataclasses.dataclass(frozen=True)
+class _Activations:
+    """See `nn.constrain.Constraint`."""
+
+    mesh: Mesh
+    rules: Rules
+
+    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, activation_sharding(x.shape, axes, self.mesh, self.rules))
+
+    def per_shard(self, function: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Axes, ...], out: Axes) -> Any:
+        def specs(tree: Any, names: Axes) -> Any:
+            return jax.tree.map(lambda x: activation_sharding(x.shape, names, self.mesh, self.rules).spec, tree)
+
+        out_specs = specs(jax.eval_shape(function, *args), out)
+        # With check_vma, Pallas calls would have to declare over which axes their results vary.
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=tuple(map(specs, args, axes)), out_specs=out_specs, check_vma=False
+        )
+        return mapped(*args)
 
 
 def _head_counts(config: ModelConfig) -> dict[str, dict[str, int]]:

@@ -23,7 +23,8 @@ needs_cuda = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("name", "mesh", "rows"),
     [
-        pytest.param("a100:1x1", None, 8, marks=needs_cuda),
+        pytest.param("a100:1x1", None, 16, marks=needs_cuda),
+        pytest.param("a100:1x4", "tensor=4", 8, marks=needs_cuda),
         pytest.param("v5e:1x1", None, 1, marks=needs_tpu),  # 16 GB hold no more
         pytest.param("v5e:2x2", "tensor=4", 8, marks=needs_tpu),
     ],

@@ -15,7 +15,7 @@ from dynllava_jax.config.presets import PRESETS
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.nn.attention import Attention
-from dynllava_jax.nn.constrain import constrain, constraints
+from dynllava_jax.nn.constrain import constrain, constraints, per_shard
 from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.param import normal, param
@@ -85,6 +85,22 @@ def test_a_sharded_model_is_born_in_place_and_computes_the_same():
         y = jax.jit(run)(model, x)
     assert y.sharding.is_equivalent_to(activation_sharding(y.shape, ("batch", "seq", "embed"), mesh), y.ndim)
     assert jnp.abs(y - run(build(config), x)).max() < 1e-6
+
+
+def test_a_function_runs_on_each_part_alone():
+    mesh, seen = make_mesh("data=2,tensor=4"), []
+
+    def scaled(tree: dict[str, jax.Array], by: jax.Array) -> dict[str, jax.Array]:
+        seen.append((tree["x"].shape, by.shape))
+        return {"x": tree["x"] * by[:, None]}
+
+    tree, by = {"x": jnp.arange(24.0).reshape(4, 6)}, jnp.arange(4.0)
+    axes = {"axes": (("batch", "kv_heads"), ("batch",)), "out": ("batch", "kv_heads")}
+    with constraints(activation_constraint(mesh)):
+        split = jax.jit(lambda tree, by: per_shard(scaled, tree, by, **axes))(tree, by)
+    assert seen[-1] == ((2, 6), (2,))  # four devices do not divide six heads, two do divide four samples
+    assert jnp.array_equal(split["x"], per_shard(scaled, tree, by, **axes)["x"])
+    assert seen[-1] == ((4, 6), (4,))
 
 
 def test_optimizer_moments_are_sharded_as_their_parameters():
