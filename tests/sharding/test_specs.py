@@ -20,6 +20,7 @@ from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.param import normal, param
 from dynllava_jax.nn.stack import stack
+from dynllava_jax.sharding import specs
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, param_shardings
 
@@ -113,6 +114,7 @@ def test_optimizer_moments_are_sharded_as_their_parameters():
 
 def test_too_few_kv_heads_are_replicated_with_one_log_line(caplog):
     config = tiny(num_kv_heads=2, head_dim=8)
+    specs._log_once.cache_clear()  # another test may have met the same line
     with caplog.at_level(logging.INFO, "dynllava_jax"):
         attention = shardings(config, "data=2,tensor=4").decoder.shallow.attention
     # The kernel's 16 columns would divide by 4, but that would cut heads in two.
