@@ -22,11 +22,26 @@ MAY_USE = {
     "convert": {"config", "data", "checkpoint", "model"},
     "verify": {
         *("config", "nn", "kernels", "sparsify", "model", "data", "sharding"),
-        *("checkpoint", "inference", "convert"),
+        *("checkpoint", "inference", "convert", "training"),
     },
     "analysis": {"config", "nn", "kernels", "model", "data", "sharding", "checkpoint", "inference"},
+    "training": {
+        *("config", "nn", "kernels", "sparsify", "model", "data", "sharding"),
+        *("checkpoint", "inference", "analysis"),
+    },
     "testing": {"config", "data", "model", "inference"},
-    "cli": {"config", "data", "demo", "kernels", "checkpoint", "inference", "convert", "verify", "analysis"},
+    "cli": {
+        "config",
+        "data",
+        "demo",
+        "kernels",
+        "checkpoint",
+        "inference",
+        "convert",
+        "verify",
+        "analysis",
+        "training",
+    },
 }
 
 
