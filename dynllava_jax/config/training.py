@@ -41,6 +41,10 @@ class LoraConfig:
         if not self.targets or (wrong := [name for name in self.targets if name not in known]):
             raise InputError(f"LoraConfig.targets takes {', '.join(known)}, not {wrong if self.targets else '()'}.")
 
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

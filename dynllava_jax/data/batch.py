@@ -41,6 +41,12 @@ class Batch:
     images: Float[Array, "B M H W 3"] | Any | None = None
     labels: Int[Array, "B S"] | Any | None = None
 
+    def need_labels(self) -> Int[Array, "B S"] | Any:
+        """The labels of a batch for training."""
+        if self.labels is None:
+            raise ValueError("this batch was made without labels")
+        return self.labels
+
 
 def make_batch(
     samples: Sequence[Sample],

@@ -83,14 +83,16 @@ def extend(
     steps = jnp.arange(tokens.shape[1])
     real = steps < lengths[:, None]
     by = rope(model.config.decoder, cache.shallow.length[:, None] + steps)
-    trace = plan.probe.hidden
-    shallow = run_stack(model.decoder.shallow, hidden, by, _attend(cache.shallow, plan), trace=trace)
+    trace, count = plan.probe.hidden, tokens.shape[1]
+    attend = _attend(cache.shallow, plan)
+    shallow = run_stack(model.decoder.shallow, hidden, by, attend, capacity=count, trace=trace)
 
     counted = steps + (0 if answered is None else answered[:, None])
     rate = getattr(plan.sparsity, f"{plan.judge}_keep_rate")
     view = TokenView(shallow.hidden, jnp.broadcast_to(counted, tokens.shape), keys, rate)
     keep, logits = _judge(model, view, lengths, plan)
-    deep = run_stack(model.decoder.deep, shallow.hidden, by, _attend(cache.deep, plan), trace=trace)
+    attend = _attend(cache.deep, plan)
+    deep = run_stack(model.decoder.deep, shallow.hidden, by, attend, capacity=count, trace=trace)
 
     out = deep.hidden
     if not plan.probe.logits:
@@ -98,8 +100,8 @@ def extend(
     return ExtendOutput(
         logits=model.decoder.logits(out),
         cache=Cache(
-            cache.shallow.append(shallow.key, shallow.value, real),
-            cache.deep.append(deep.key, deep.value, real & keep),
+            cache.shallow.append(*shallow.keys_values(), real),
+            cache.deep.append(*deep.keys_values(), real & keep),
         ),
         keep=keep,
         text_logits=logits,

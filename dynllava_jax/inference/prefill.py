@@ -14,7 +14,7 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.inference.cache import Block, Cache, StackCache
-from dynllava_jax.inference.selection import Rules, Selection, select
+from dynllava_jax.inference.selection import Rules, Selection, last_of_prompt, select, wants_attention
 from dynllava_jax.kernels import api
 from dynllava_jax.model.decoder import StackOutput, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava, ImageTokens
@@ -101,7 +101,7 @@ def prefill(
         return api.attention(query, key, value, implementation=plan.attention)
 
     by = rope(config.decoder, batch.positions)
-    watch = _last_of_prompt(batch) if images is not None and _wants_attention(model, plan.sparsity) else None
+    watch = last_of_prompt(batch) if images is not None and wants_attention(model, plan.sparsity) else None
     caching, trace = plan.shallow_capacity is not None, plan.probe.hidden
     shallow = run_stack(
         model.decoder.shallow, hidden, by, attend, capacity=plan.shallow_capacity, trace=trace, watch=watch
@@ -133,16 +133,6 @@ def prefill(
     )
 
 
-def _last_of_prompt(batch: Batch) -> Int[Array, " B"]:
-    """The query that attention-based selectors rank by: the same one at every step of an answer."""
-    return jnp.maximum(batch.lengths - jnp.sum(batch.kind == Kind.ANSWER, axis=-1) - 1, 0)
-
-
-def _wants_attention(model: DynamicLlava, sparsity: SparsityConfig) -> bool:
-    selector = model.image_predictor
-    return sparsity.image_selector is not None and selector is not None and selector.wants_attention
-
-
 def _origin(images: ImageTokens | None, selection: Selection) -> Int[Array, "B M K"] | None:
     if images is None:
         return None
@@ -152,5 +142,5 @@ def _origin(images: ImageTokens | None, selection: Selection) -> Int[Array, "B M
 
 
 def _block(output: StackOutput) -> Block:
-    axes = ("layers", "batch", "kv_heads", None, None)
-    return Block(constrain(output.key, *axes), constrain(output.value, *axes))
+    key, value = (constrain(kept, "layers", "batch", "kv_heads", None, None) for kept in output.keys_values())
+    return Block(key, value)

@@ -73,7 +73,7 @@ def select(
     sparsity = rules.sparsity
     if rules.images and sparsity.image_selector is not None and model.image_predictor is not None:
         is_image = batch.kind == Kind.IMAGE
-        view = _image_view(model, batch, shallow, keys, rules)
+        view = image_view(model, batch, shallow, keys, rules.images)
         context = selector_context(dataclasses.replace(model.config, sparsity=sparsity), "image")
         chosen = check_result(model.image_predictor, context, view)
         if rules.probe.selection and hasattr(model.image_predictor, "logits"):
@@ -92,6 +92,39 @@ def select(
         logits = verdict.logits if logits is None else logits + verdict.logits
     order, lengths = compact(keep, rules.deep_length)
     return Selection(keep, order, lengths, index, scores, logits, image_logits), hidden
+
+
+def last_of_prompt(batch: Batch) -> Int[Array, " B"]:
+    """The query that attention-based selectors rank by: the same one at every step of an answer."""
+    return jnp.maximum(batch.lengths - jnp.sum(batch.kind == Kind.ANSWER, axis=-1) - 1, 0)
+
+
+def wants_attention(model: DynamicLlava, sparsity: SparsityConfig) -> bool:
+    """Whether the selector after the shallow stack asks for the weights of `last_of_prompt`."""
+    selector = model.image_predictor
+    return sparsity.image_selector is not None and selector is not None and selector.wants_attention
+
+
+def image_view(
+    model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], images: int
+) -> ImageView:
+    """What the selector after the shallow stack may look at, for M = `images` slots a sample."""
+    per_image = model.config.image_tokens
+    slots = jnp.minimum(slots_of(batch.kind == Kind.IMAGE, images * per_image), batch.kind.shape[1] - 1)
+    features = jnp.take_along_axis(shallow.hidden, slots[..., None], axis=1)
+    attention = shallow.watched
+    if attention is not None:
+        attention = jnp.take_along_axis(attention, slots[:, None], axis=2)
+        attention = attention.reshape(*attention.shape[:2], images, per_image)
+    return ImageView(
+        features=features.reshape(features.shape[0], images, per_image, -1),
+        present=jnp.arange(images) < batch.image_count[:, None],
+        hidden=shallow.hidden,
+        kind=batch.kind,
+        question=batch.kind == Kind.LAST_INSTRUCTION,
+        attention=attention,
+        keys=keys,
+    )
 
 
 def text_logits(selector: TextSelector, view: TokenView) -> Float[Array, "B T 2"]:
@@ -132,27 +165,6 @@ def _judge_text(
         drop = candidates & ~rule(logits, candidates)
         verdicts.append(_Verdict(drop, jnp.where(span[..., None], logits, 0.0)))
     return verdicts
-
-
-def _image_view(
-    model: DynamicLlava, batch: Batch, shallow: StackOutput, keys: Key[Array, " B"], rules: Rules
-) -> ImageView:
-    images, per_image = rules.images, model.config.image_tokens
-    slots = jnp.minimum(slots_of(batch.kind == Kind.IMAGE, images * per_image), batch.kind.shape[1] - 1)
-    features = jnp.take_along_axis(shallow.hidden, slots[..., None], axis=1)
-    attention = shallow.watched
-    if attention is not None:
-        attention = jnp.take_along_axis(attention, slots[:, None], axis=2)
-        attention = attention.reshape(*attention.shape[:2], images, per_image)
-    return ImageView(
-        features=features.reshape(features.shape[0], images, per_image, -1),
-        present=jnp.arange(images) < batch.image_count[:, None],
-        hidden=shallow.hidden,
-        kind=batch.kind,
-        question=batch.kind == Kind.LAST_INSTRUCTION,
-        attention=attention,
-        keys=keys,
-    )
 
 
 def _write_merged(

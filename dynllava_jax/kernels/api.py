@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.errors import InputError
 from dynllava_jax.kernels import xla
@@ -32,10 +32,14 @@ def attention(
     key: Float[Array, "B G S E"],
     value: Float[Array, "B G S E"],
     *,
+    keep: Bool[Array, "B S"] | None = None,
     implementation: Implementation = None,
 ) -> Float[Array, "B H S E"]:
-    """Causal self-attention over right-padded sequences; rows of padding are undefined but finite."""
-    return _dispatch("attention", _ATTENTION, implementation)(query, key, value)
+    """Causal self-attention over right-padded sequences; rows of padding are undefined but finite.
+
+    A key that `keep` drops is seen by its own query alone; None keeps all.
+    """
+    return _dispatch("attention", _ATTENTION, implementation)(query, key, value, keep=keep)
 
 
 def policy_attention(

@@ -20,14 +20,25 @@ def attention(
     query: Float[Array, "B H S E"],
     key: Float[Array, "B G S E"],
     value: Float[Array, "B G S E"],
+    *,
+    keep: Bool[Array, "B S"] | None = None,
 ) -> Float[Array, "B H S E"]:
-    """Causal self-attention. Padding stands on the right, so that no real query ever sees it."""
-    return _combine(attention_weights(query, key), value)
+    """Causal self-attention. Padding stands on the right, so that no real query ever sees it.
+
+    A key that `keep` drops is seen by its own query alone.
+    """
+    return _combine(attention_weights(query, key, keep), value)
 
 
-def attention_weights(query: Float[Array, "B H S E"], key: Float[Array, "B G S E"]) -> Float[Array, "B G R S S"]:
+def attention_weights(
+    query: Float[Array, "B H S E"], key: Float[Array, "B G S E"], keep: Bool[Array, "B S"] | None = None
+) -> Float[Array, "B G R S S"]:
     """The weights of `attention`."""
-    return jax.nn.softmax(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf), axis=-1)
+    size = query.shape[2]
+    visible = _causal(size)
+    if keep is not None:
+        visible = visible & (jnp.eye(size, dtype=bool) | keep[:, None, None, None, :])
+    return jax.nn.softmax(jnp.where(visible, _scores(query, key), -jnp.inf), axis=-1)
 
 
 def policy_attention(

@@ -5,7 +5,7 @@ E head dimension, L layers of one stack, C capacity.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dynllava_jax.config.decoder import DecoderConfig
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.kernels import xla
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
@@ -23,6 +24,9 @@ from dynllava_jax.nn.param import normal, param
 from dynllava_jax.nn.rope import Rope
 from dynllava_jax.nn.stack import num_layers, stack
 
+Remat = Literal["full", "dots", "none"]
+"""What a backward pass finds in memory: nothing but each layer's input, its matrix products too, or everything."""
+
 Attend = Callable[[Array, Array, Array, Array], Array]
 """(query [B,H,S,E], key [B,G,S,E], value [B,G,S,E], layer index) -> [B,H,S,E]."""
 
@@ -30,11 +34,11 @@ Attend = Callable[[Array, Array, Array, Array], Array]
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU, each on a residual branch."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, lora: LoraConfig | None = None):
         self.attention_norm = RmsNorm(rngs, config.hidden_size, config.norm_eps)
-        self.attention = Attention(rngs, config)
+        self.attention = Attention(rngs, config, lora)
         self.mlp_norm = RmsNorm(rngs, config.hidden_size, config.norm_eps)
-        self.mlp = GatedMlp(rngs, config.hidden_size, config.intermediate_size, config.initializer_range)
+        self.mlp = GatedMlp(rngs, config.hidden_size, config.intermediate_size, config.initializer_range, lora)
 
 
 class StackOutput(NamedTuple):
@@ -42,32 +46,43 @@ class StackOutput(NamedTuple):
 
     Attributes:
         hidden: residual stream after the last layer.
-        key, value: every layer's rotated keys and values, padded to the capacity asked for.
+        key, value: every layer's rotated keys and values, padded to the capacity asked for, or None without one.
         trace: residual stream after every layer, or None when not asked for.
         watched: attention weights of the watched query in the last layer, or None.
     """
 
     hidden: Float[Array, "B S D"]
-    key: Float[Array, "L B G C E"]
-    value: Float[Array, "L B G C E"]
+    key: Float[Array, "L B G C E"] | None
+    value: Float[Array, "L B G C E"] | None
     trace: Float[Array, "L B S D"] | None
     watched: Float[Array, "B H S"] | None
+
+    def keys_values(self) -> tuple[Float[Array, "L B G C E"], Float[Array, "L B G C E"]]:
+        """Keys and values of a stack that was run with a capacity."""
+        assert self.key is not None
+        assert self.value is not None
+        return self.key, self.value
 
 
 class Decoder(nnx.Module):
     """Embedding, two stacks, final norm and vocabulary head (official `LlamaForCausalLM`)."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, sparse_layer: int):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, sparse_layer: int, lora: LoraConfig | None = None):
         width, vocab = config.hidden_size, config.vocab_size
         self.embedding = param(rngs, (vocab, width), ("vocab", "embed"), normal(config.initializer_range))
-        self.shallow = stack(rngs, sparse_layer, lambda r: DecoderLayer(r, config))
-        self.deep = stack(rngs, config.num_layers - sparse_layer, lambda r: DecoderLayer(r, config))
+        self.shallow = stack(rngs, sparse_layer, lambda r: DecoderLayer(r, config, lora))
+        self.deep = stack(rngs, config.num_layers - sparse_layer, lambda r: DecoderLayer(r, config, lora))
         self.final_norm = RmsNorm(rngs, width, config.norm_eps)
         tied = config.tie_embeddings
         self.head = None if tied else Linear(rngs, width, vocab, ("embed", "vocab"), std=config.initializer_range)
 
     def embed(self, tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
         return constrain(self.embedding[...].astype(dtype)[tokens], "batch", "seq", "embed")
+
+    def head_kernel(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
+        """The vocabulary head as a matrix, for whoever multiplies by it piece by piece."""
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return kernel.astype(dtype)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 vocabulary logits of the residual stream after the last layer."""
@@ -86,6 +101,7 @@ def run_stack(
     capacity: int | None = None,
     trace: bool = False,
     watch: Int[Array, " B"] | None = None,
+    remat: Remat = "none",
 ) -> StackOutput:
     """Runs one stack by `lax.scan`.
 
@@ -94,11 +110,12 @@ def run_stack(
         hidden: residual stream that enters the stack.
         by: rotation of each position.
         attend: who attends to what.
-        capacity: keys and values are padded to it layer by layer, so that a cache is never copied; None: S.
+        capacity: keys and values are padded to it layer by layer, so that a cache is never copied; None: they are
+            not kept.
         trace: also return the residual stream after every layer.
         watch: also return the attention weights of this query of each sample in the last layer.
+        remat: what a backward pass need not compute again.
     """
-    room = 0 if capacity is None else capacity - hidden.shape[1]
 
     def body(x: Array, xs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Any, ...]]:
         layer, index = xs
@@ -108,11 +125,23 @@ def run_stack(
         with jax.named_scope("mlp"):
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
         watched = None if watch is None else _watch(query, key, watch)
-        return x, (_pad(key, room), _pad(value, room), x if trace else None, watched)
+        key, value = (None if capacity is None else _pad(kept, capacity - x.shape[1]) for kept in (key, value))
+        return x, (key, value, x if trace else None, watched)
 
     xs = (layers, jnp.arange(num_layers(layers)))
-    hidden, (key, value, traced, watched) = jax.lax.scan(body, hidden, xs)
+    hidden, (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), hidden, xs)
     return StackOutput(hidden, key, value, traced, None if watched is None else watched[-1])
+
+
+def _remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    match remat:
+        case "none":
+            return body
+        case "full":
+            return jax.checkpoint(body, prevent_cse=False)  # a scan's body has nothing to share with its own copy
+        case "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
 def _pad(x: Float[Array, "B G S E"], room: int) -> Float[Array, "B G C E"]:

@@ -5,11 +5,13 @@ B batch, S sequence, M images per sample, P image tokens of one image, C tower f
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.model.decoder import Decoder
 from dynllava_jax.model.projector import make_projector
 from dynllava_jax.model.vision import VisionTower
@@ -39,12 +41,15 @@ class ImageTokens(NamedTuple):
 
 
 class DynamicLlava(nnx.Module):
-    """Dynamic-LLaVA (official `DynamicLlavaLlamaForCausalLM`); a plain LLaVA when no selector is configured."""
+    """Dynamic-LLaVA (official `DynamicLlavaLlamaForCausalLM`); a plain LLaVA when no selector is configured.
 
-    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+    With `lora` the decoder's linear layers carry low-rank adapters, for training.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, lora: LoraConfig | None = None):
         self.vision = VisionTower(rngs, config)
         self.projector = make_projector(rngs, config)
-        self.decoder = Decoder(rngs, config.decoder, config.sparsity.sparse_layer)
+        self.decoder = Decoder(rngs, config.decoder, config.sparsity.sparse_layer, lora)
         self.tower_selector = _selector(rngs, config, "tower")
         self.embed_selector = _selector(rngs, config, "embed")
         self.image_predictor = _selector(rngs, config, "image")
@@ -80,9 +85,16 @@ class DynamicLlava(nnx.Module):
         is_image: Bool[Array, "B S"],
         images: Float[Array, "B M P D"] | None,
         dtype: jnp.dtype,
+        *,
+        untrained: int | None = None,
     ) -> Float[Array, "B S D"]:
-        """Token embeddings with the image features in their slots, image after image in the order of the text."""
+        """Token embeddings with the image features in their slots, image after image in the order of the text.
+
+        No gradient reaches the embedding of the token `untrained` (the padding token, as torch's `padding_idx`).
+        """
         text = self.decoder.embed(tokens, dtype)
+        if untrained is not None:
+            text = jnp.where((tokens == untrained)[..., None], jax.lax.stop_gradient(text), text)
         if images is None:
             return text
         flat = images.reshape(images.shape[0], -1, images.shape[-1]).astype(dtype)

@@ -8,23 +8,25 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dynllava_jax.config.decoder import DecoderConfig
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.nn.constrain import constrain
-from dynllava_jax.nn.linear import Linear
+from dynllava_jax.nn.linear import Linear, adapter
 from dynllava_jax.nn.rope import Rope, rotate
 
 
 class Attention(nnx.Module):
     """Query, key, value and output projections with grouped key/value heads."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
-        def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
-            return Linear(rngs, inputs, outputs, axes, bias=config.attention_bias, std=config.initializer_range)
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, lora: LoraConfig | None = None):
+        def linear(name: str, inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
+            bias, std = config.attention_bias, config.initializer_range
+            return Linear(rngs, inputs, outputs, axes, bias=bias, std=std, lora=adapter(lora, name))
 
         width, head_dim = config.hidden_size, config.head_dim
-        self.query = linear(width, config.num_heads * head_dim, ("embed", "heads"))
-        self.key = linear(width, config.num_kv_heads * head_dim, ("embed", "kv_heads"))
-        self.value = linear(width, config.num_kv_heads * head_dim, ("embed", "kv_heads"))
-        self.out = linear(config.num_heads * head_dim, width, ("heads", "embed"))
+        self.query = linear("query", width, config.num_heads * head_dim, ("embed", "heads"))
+        self.key = linear("key", width, config.num_kv_heads * head_dim, ("embed", "kv_heads"))
+        self.value = linear("value", width, config.num_kv_heads * head_dim, ("embed", "kv_heads"))
+        self.out = linear("out", config.num_heads * head_dim, width, ("heads", "embed"))
         self.head_dim = head_dim
 
     def project(

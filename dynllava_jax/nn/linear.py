@@ -5,13 +5,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.nn.param import normal, param, zeros
+
+LORA_NAMES = ("lora_a", "lora_b")
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, computed in the dtype of `x`.
+    """`x @ kernel + bias`, computed in the dtype of `x`; with low-rank adapters `+ (x @ lora_a) @ lora_b · scale`.
 
-    I: input features, O: output features.
+    I: input features, O: output features, R: rank.
     """
 
     def __init__(
@@ -23,13 +26,27 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         std: float = 0.02,
+        lora: LoraConfig | None = None,
     ):
         self.kernel = param(rngs, (inputs, outputs), axes, normal(std))
         self.bias = param(rngs, (outputs,), axes[1:], zeros) if bias else None
+        self.lora_a = self.lora_b = None
+        if lora is not None:  # their product starts as 0
+            self.lora_a = param(rngs, (inputs, lora.rank), (axes[0], None), normal(inputs**-0.5))
+            self.lora_b = param(rngs, (lora.rank, outputs), (None, axes[1]), zeros)
+            self.lora_scale = lora.scale
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        if self.lora_a is not None and self.lora_b is not None:
+            low = jnp.einsum("...i,ir->...r", x, self.lora_a[...].astype(x.dtype))
+            y = y + jnp.einsum("...r,ro->...o", low, self.lora_b[...].astype(x.dtype)) * self.lora_scale
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def adapter(lora: LoraConfig | None, name: str) -> LoraConfig | None:
+    """The adapters of the layer called `name`, if it gets some."""
+    return lora if lora is not None and name in lora.targets else None
 
 
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:

@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dynllava_jax.nn.linear import Linear
+from dynllava_jax.config.training import LoraConfig
+from dynllava_jax.nn.linear import Linear, adapter
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -17,10 +18,10 @@ Activation = Callable[[jax.Array], jax.Array]
 class GatedMlp(nnx.Module):
     """Llama's SwiGLU: down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, std: float):
-        self.gate = Linear(rngs, width, hidden, ("embed", "mlp"), std=std)
-        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), std=std)
-        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), std=std)
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, std: float, lora: LoraConfig | None = None):
+        self.gate = Linear(rngs, width, hidden, ("embed", "mlp"), std=std, lora=adapter(lora, "gate"))
+        self.up = Linear(rngs, width, hidden, ("embed", "mlp"), std=std, lora=adapter(lora, "up"))
+        self.down = Linear(rngs, hidden, width, ("mlp", "embed"), std=std, lora=adapter(lora, "down"))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
 from dynllava_jax.verify.cases import Case
 from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.tolerance import PLATFORM_FACTOR, Platform, tolerance
@@ -75,7 +77,7 @@ def compare(case: Case, computed: Computed, platform: Platform) -> CaseReport:
     """Every output of the case and every fact of it, unless the case's code gave a reason not to."""
     rows = {name: _compare_array(case, computed, name) for name in case.outputs if name not in computed.not_compared}
     for name, fact in case.info_rows().items():
-        rows[name] = _compare_fact(fact, computed.info.get(name))
+        rows[name] = _compare_fact(case.name, name, fact, computed.info.get(name))
     skipped = {name: reason for name, reason in computed.not_compared.items() if name in case.outputs}
     return CaseReport(rows, skipped, computed.rows_masked, platform)
 
@@ -104,7 +106,33 @@ def _compare_array(case: Case, computed: Computed, name: str) -> Row:
     return Row(error, allowed.limit, error <= allowed.limit)
 
 
-def _compare_fact(recorded: Any, ours: Any) -> Row:
+def _compare_fact(case: str, name: str, recorded: Any, ours: Any) -> Row:
     if ours is None:
         return Row(None, 0.0, False, "not computed")
-    return Row(0.0, 0.0, True) if ours == recorded else Row(None, 0.0, False, f"{ours} instead of {recorded}")
+    if isinstance(recorded, dict):
+        return _compare_numbers(case, name, recorded, ours)
+    if _unordered(ours) == _unordered(recorded):
+        return Row(0.0, 0.0, True)
+    return Row(None, 0.0, False, f"{ours} instead of {recorded}")
+
+
+def _compare_numbers(case: str, name: str, recorded: dict[str, Any], ours: dict[str, Any]) -> Row:
+    """Named numbers such as `grad_norms`, under the tolerance of an array of them; null stands for none."""
+    wrong = [key for key, value in recorded.items() if (value is None) != (ours.get(key) is None)]
+    if wrong:
+        return Row(None, 0.0, False, f"a number on one side only for {', '.join(wrong[:5])}")
+    known = [key for key, value in recorded.items() if value is not None]
+    values, reference = (np.array([side[key] for key in known], np.float64) for side in (ours, recorded))
+    allowed = tolerance(case, name, reference)
+    error = allowed.error(values, reference)
+    return Row(error, allowed.limit, error <= allowed.limit)
+
+
+def _unordered(value: Any) -> Any:
+    """Lists of names are sets: their order is the recording's business."""
+    if isinstance(value, dict):
+        return {key: _unordered(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [_unordered(item) for item in value]
+        return frozenset(items) if items and all(isinstance(item, str) for item in items) else items
+    return value

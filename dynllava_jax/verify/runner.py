@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, token_packer, vision
+from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, token_packer, training, vision
 from dynllava_jax.verify.cases import Case, Recording
 from dynllava_jax.verify.compare import CaseReport, compare, failed
 from dynllava_jax.verify.computed import Computed
@@ -30,8 +30,12 @@ SUPPORTED: Mapping[str, Callable[[Subject, Case], Computed]] = {
     "08b_instruct_prefill_multiround": prefill.sparse,
     "09_multi_turn_kv": decode.turns,
     "09b_multi_turn_kv_no_instruct": decode.turns,
+    "10_train": training.one_pass,
+    "10b_train_instruct": training.one_pass,
     "11_tokenpacker": token_packer.packed,
+    "12_optimizer_groups": training.optimizer,
     "13_prepare_inputs": inputs.prepare_inputs,
+    "14_train_trajectory": training.trajectory,
 }
 """A case that is not here is reported as unsupported, and nothing is claimed about it."""
 

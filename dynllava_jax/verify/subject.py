@@ -4,21 +4,25 @@ Nothing here computes; it converts, compiles and calls. B batch, S sequence, T t
 """
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load
 from dynllava_jax.config.hf_sparse import sparsity_from_hf
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.source import Source
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.convert.from_torch import convert
+from dynllava_jax.convert.read_torch import TorchWeights
 from dynllava_jax.data.batch import Batch, make_batch
 from dynllava_jax.data.spans import Sample, expand
 from dynllava_jax.inference.buckets import Buckets
@@ -30,6 +34,7 @@ from dynllava_jax.inference.run import Prepared, asked_of
 from dynllava_jax.inference.sampling import Greedy
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import EVERYTHING
+from dynllava_jax.nn.flat import flatten
 from dynllava_jax.sparsify.policy import KeepPolicy, Threshold
 from dynllava_jax.verify.cases import Case, Recording
 
@@ -65,6 +70,17 @@ class Subject:
     def config(self) -> ModelConfig:
         return self.model.config
 
+    @functools.cached_property
+    def tensors(self) -> frozenset[str]:
+        """The names of all tensors in the recording's checkpoint."""
+        return frozenset(TorchWeights(self.recording.checkpoint).infos)
+
+    def parameters(self, config: ModelConfig) -> tuple[DynamicLlava, dict[str, Array]]:
+        """The weights under another sparsification: an abstract model, and every parameter's value by path."""
+        abstract = abstract_model(config)
+        values = flatten(self.model)
+        return abstract, {path: values[path] for path in flatten(abstract)}
+
     def sparsity(self, case: Case) -> SparsityConfig:
         """What the case drops; without a record of it, what the checkpoint's config says.
 
@@ -98,6 +114,14 @@ class Subject:
     def prompts(self, ids: Int[np.ndarray, "B S"], images: Float[np.ndarray, "N H W 3"], room: int = 0) -> Batch:
         """Prompts of equal length with one image each, the first B of the images."""
         return self.batch([self.sample(row) for row in ids], [[image] for image in images[: len(ids)]], room)
+
+    def training_batch(self, case: Case) -> tuple[Batch, list[Sample]]:
+        """The right-padded samples with labels that a training case fed, one image each."""
+        mask = case.inputs["attention_mask"].astype(bool)
+        rows = zip(case.inputs["input_ids"], case.inputs["labels"], mask, strict=True)
+        samples = [self.sample(ids[real], labels[real]) for ids, labels, real in rows]
+        batch = self.batch(samples, [[image] for image in case.images()])
+        return jax.tree.map(jnp.asarray, batch), samples
 
     def prefill(
         self, batch: Batch, sparsity: SparsityConfig, room: int = 0, keep_policy: KeepPolicy = _BY_THRESHOLD

@@ -1,0 +1,99 @@
+"""One pass over training samples: every token stays, dropped ones are hidden from the others (paper section 3.3).
+
+B batch, S sequence, M images, P image tokens of one image, D hidden size, C tower features.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dynllava_jax.config.training import LossConfig
+from dynllava_jax.data.batch import Batch
+from dynllava_jax.data.spans import Kind
+from dynllava_jax.inference.prefill import see
+from dynllava_jax.inference.selection import last_of_prompt, wants_attention
+from dynllava_jax.kernels import api
+from dynllava_jax.model.decoder import Remat, run_stack
+from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.probe import NOTHING, Probe
+from dynllava_jax.nn.rope import rope
+from dynllava_jax.training.decisions import Decisions, GumbelRule, Rule, decide
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardPlan:
+    """The static side of a training pass.
+
+    Attributes:
+        loss: thresholds of the spans, eps of the policy softmax.
+        remat: see `model.decoder.Remat`.
+        attention: implementation of attention (see `kernels.api`).
+        dtype: compute dtype.
+        probe: what to show besides.
+    """
+
+    loss: LossConfig = LossConfig()
+    remat: Remat = "full"
+    attention: api.Implementation = None
+    dtype: str = "float32"
+    probe: Probe = NOTHING
+
+
+class ForwardOutput(NamedTuple):
+    """What a training pass leaves behind.
+
+    Attributes:
+        hidden: residual stream after the last layer, before the final norm.
+        decisions: the predictors'.
+        selected_from: residual stream that the predictors judged.
+    """
+
+    hidden: Float[Array, "B S D"]
+    decisions: Decisions
+    selected_from: Float[Array, "B S D"]
+
+
+def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rule, plan: ForwardPlan) -> ForwardOutput:
+    """Runs samples through both stacks with nothing removed.
+
+    Under `InferenceRule` each position's result is what sparsified inference gives there, token by token on a cache:
+    a dropped token is invisible to later ones and sees itself.
+
+    Args:
+        model: the weights.
+        batch: right-padded samples.
+        keys: one PRNG key per sample, for selectors that draw.
+        rule: how predictors' logits become decisions.
+        plan: switches.
+    """
+    dtype = jnp.dtype(plan.dtype)
+    images = see(model, batch, keys, plan.dtype)
+    features = None if images is None else images.features
+    hidden = model.embed(
+        batch.tokens, batch.kind == Kind.IMAGE, features, dtype, untrained=model.config.text_prep.pad_id
+    )
+    by = rope(model.config.decoder, batch.positions)
+
+    def everything(query: Array, key: Array, value: Array, layer: Array) -> Array:
+        del layer
+        return api.attention(query, key, value, implementation=plan.attention)
+
+    watch = last_of_prompt(batch) if images is not None and wants_attention(model, model.config.sparsity) else None
+    shallow = run_stack(model.decoder.shallow, hidden, by, everything, watch=watch, remat=plan.remat)
+    with jax.named_scope("selection"):
+        decisions = decide(model, batch, shallow, keys, rule, plan.loss)
+    policy = decisions.policy
+
+    def under_policy(query: Array, key: Array, value: Array, layer: Array) -> Array:
+        if policy is None:
+            return everything(query, key, value, layer)
+        if isinstance(rule, GumbelRule):
+            eps, kernel = plan.loss.eps, plan.attention
+            return api.policy_attention(query, key, value, policy, batch.lengths, eps=eps, implementation=kernel)
+        return api.attention(query, key, value, keep=policy > 0, implementation=plan.attention)
+
+    deep = run_stack(model.decoder.deep, shallow.hidden, by, under_policy, remat=plan.remat)
+    return ForwardOutput(deep.hidden, decisions, shallow.hidden)

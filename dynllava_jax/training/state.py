@@ -1,0 +1,104 @@
+"""The state of a run: trained parameters and their moments in float32, where each of them lies, how they begin."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import OptimizerConfig
+from dynllava_jax.errors import InputError
+from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.nn.flat import axes_of, flatten
+from dynllava_jax.nn.param import AXES
+from dynllava_jax.sharding.specs import param_shardings, replicated
+from dynllava_jax.training.optimizer import Adam, start
+from dynllava_jax.training.partition import is_trained
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes, and the frozen parameters that it does not.
+
+    Attributes:
+        params: trained parameters by path, float32.
+        adam: their moments.
+        step: steps done.
+        frozen: the other parameters, in the compute dtype.
+    """
+
+    params: dict[str, Array]
+    adam: Adam
+    step: Int[Array, ""]
+    frozen: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parameters:
+    """A model's parameters as training sees them, before any of them exists.
+
+    Attributes:
+        abstract: the model with shapes in place of arrays.
+        axes: axis names by path.
+        shardings: by path.
+        trained, frozen: the paths of each kind.
+    """
+
+    abstract: DynamicLlava
+    axes: dict[str, tuple[str | None, ...]]
+    shardings: dict[str, NamedSharding]
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+    @staticmethod
+    def of(config: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> "Parameters":
+        """Raises InputError when the mesh does not divide the decoder's heads or features."""
+        abstract = jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config, optimizer.lora))
+        axes = axes_of(abstract, AXES)
+        return Parameters(
+            abstract=abstract,
+            axes=axes,
+            shardings=flatten(param_shardings(abstract, mesh, config)),
+            trained=tuple(path for path in axes if is_trained(path, optimizer)),
+            frozen=tuple(path for path in axes if not is_trained(path, optimizer)),
+        )
+
+
+def fresh(parameters: Parameters, config: ModelConfig, optimizer: OptimizerConfig, seed: int) -> dict[str, Array]:
+    """Initial values of all parameters, float32, each made where it lies."""
+
+    def make() -> dict[str, Array]:
+        return flatten(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config, optimizer.lora))
+
+    return jax.jit(make, out_shardings=parameters.shardings)()
+
+
+def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh: Mesh) -> TrainState:
+    """The state before the first step, from a value of every parameter.
+
+    Raises:
+        InputError: parameters without a value, all named.
+    """
+    if missing := [path for path in parameters.axes if path not in values]:
+        raise InputError(f"The model's parameters {', '.join(missing[:5])} have no value to begin with.")
+
+    def make(values: dict[str, Array]) -> TrainState:
+        params = {path: values[path].astype(jnp.float32) for path in parameters.trained}
+        frozen = {path: values[path].astype(dtype) for path in parameters.frozen}
+        return TrainState(params, start(params), jnp.zeros((), jnp.int32), frozen)
+
+    return jax.jit(make, out_shardings=state_shardings(parameters, mesh))(dict(values))
+
+
+def state_shardings(parameters: Parameters, mesh: Mesh) -> TrainState:
+    """A state with shardings in place of arrays."""
+    trained: Any = {path: parameters.shardings[path] for path in parameters.trained}
+    frozen: Any = {path: parameters.shardings[path] for path in parameters.frozen}
+    step: Any = replicated(mesh)
+    return TrainState(trained, Adam(trained, dict(trained)), step, frozen)
