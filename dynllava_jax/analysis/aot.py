@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,7 +83,11 @@ def place(tree: Any, sharding: Any) -> Any:
 
 
 def compile_ahead(
-    function: Callable[..., Any], *args: Any, own_layout: Sequence[int] = (), **options: Any
+    function: Callable[..., Any],
+    *args: Any,
+    own_layout: Sequence[int] = (),
+    compiler_options: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> jax.stages.Compiled:
     """Compiles `function` for the devices that its arguments lie on.
 
@@ -92,6 +96,7 @@ def compile_ahead(
         args: trees of placed shapes, see `place`.
         own_layout: positions of arguments that are held in whatever memory layout the compiler likes best, which it
             may also choose for a result that takes their place (`donate_argnums`).
+        compiler_options: for XLA.
         options: for `jax.jit`, such as `donate_argnums` and `out_shardings`.
     """
 
@@ -107,7 +112,7 @@ def compile_ahead(
     platform = "cuda" if kind == "gpu" else kind
     lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
     with _never_cached():
-        return lowered.compile()
+        return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.training.cross_entropy import cross_entropy, supervised
-from dynllava_jax.training.decisions import Rule, Verdict
+from dynllava_jax.training.decisions import Rule
 from dynllava_jax.training.forward import ForwardOutput, ForwardPlan, forward
 
 
@@ -48,7 +48,7 @@ class LossOutput(NamedTuple):
     Attributes:
         total: what is differentiated.
         terms: "ce", and "image_mask", "output_mask", "instruct_mask" (not multiplied by lambda) as far as there are
-            such predictors; the shares of "image_keep" and so on are the samples' hard keep rates.
+            such predictors.
         forward: the pass.
     """
 
@@ -78,8 +78,3 @@ def compute_loss(
         terms[f"{place}_mask"] = jnp.sum(verdict.miss * share.sample)
         total = total + plan.loss.mask_weight * terms[f"{place}_mask"]
     return LossOutput(total, terms, out)
-
-
-def keep_rates(verdict: Verdict) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """How many tokens a predictor decided about and how many of them it kept."""
-    return jnp.sum(verdict.judged), jnp.sum(jnp.where(verdict.judged, verdict.keep, 0.0))

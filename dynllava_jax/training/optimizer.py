@@ -5,7 +5,7 @@ Parameters are a flat dict of arrays by path; moments have the same keys, shapes
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,8 @@ def group_of(path: str, axes: tuple[str | None, ...]) -> Group:
 class Adam(NamedTuple):
     """Running means of the gradient and of its square, float32."""
 
-    mean: dict[str, Array]
-    square: dict[str, Array]
+    mean: dict[str, Any]
+    square: dict[str, Any]
 
 
 class Update(NamedTuple):

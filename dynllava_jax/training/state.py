@@ -20,6 +20,8 @@ from dynllava_jax.sharding.specs import param_shardings, replicated
 from dynllava_jax.training.optimizer import Adam, start
 from dynllava_jax.training.partition import is_trained
 
+# A field holds arrays or, since a state is a pytree, what stands in their place in a tree of shapes or shardings.
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ class TrainState:
         frozen: the other parameters, in the compute dtype.
     """
 
-    params: dict[str, Array]
+    params: dict[str, Any]
     adam: Adam
-    step: Int[Array, ""]
-    frozen: dict[str, Array]
+    step: Int[Array, ""] | Any
+    frozen: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +100,6 @@ def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh:
 
 def state_shardings(parameters: Parameters, mesh: Mesh) -> TrainState:
     """A state with shardings in place of arrays."""
-    trained: Any = {path: parameters.shardings[path] for path in parameters.trained}
-    frozen: Any = {path: parameters.shardings[path] for path in parameters.frozen}
-    step: Any = replicated(mesh)
-    return TrainState(trained, Adam(trained, dict(trained)), step, frozen)
+    trained = {path: parameters.shardings[path] for path in parameters.trained}
+    frozen = {path: parameters.shardings[path] for path in parameters.frozen}
+    return TrainState(trained, Adam(trained, dict(trained)), replicated(mesh), frozen)

@@ -25,7 +25,7 @@ from dynllava_jax.sharding.specs import activation_constraint, replicated
 from dynllava_jax.training.cross_entropy import supervised
 from dynllava_jax.training.decisions import Decisions, GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
-from dynllava_jax.training.loss import LossOutput, Shares, compute_loss, keep_rates, shares
+from dynllava_jax.training.loss import LossOutput, Shares, compute_loss, shares
 from dynllava_jax.training.optimizer import Optimizer
 from dynllava_jax.training.schedule import temperature
 from dynllava_jax.training.state import Parameters, TrainState, state_shardings
@@ -111,6 +111,11 @@ class Trainer:
         """What the predictors decide about a batch in this step: in training, and by the inference rule."""
         with constraints(self._constraint):
             return self._decide(state.params, state.frozen, state.step, batch)
+
+    @property
+    def step_programs(self) -> int:
+        """How many batch shapes `step` was compiled for."""
+        return self._step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
     # The traced bodies.
 
@@ -216,8 +221,8 @@ def _sums(out: LossOutput, batch: Batch) -> Metrics:
     """What adds up over the parts of a batch."""
     sums = {"loss": out.total, **out.terms, "tokens": jnp.sum(supervised(batch.need_labels())).astype(jnp.float32)}
     for place, verdict in out.forward.decisions.verdicts().items():
-        judged, kept = keep_rates(verdict)
-        sums |= {f"{place}_judged": judged.astype(jnp.float32), f"{place}_kept": kept}
+        sums[f"{place}_judged"] = jnp.sum(verdict.judged, dtype=jnp.float32)
+        sums[f"{place}_kept"] = jnp.sum(jnp.where(verdict.judged, verdict.keep, 0.0))
     return sums
 
 

@@ -1,0 +1,75 @@
+"""The training step compiled for machines that are not there, so that its memory is known before they are rented.
+
+B rows of the global batch, S sequence, M images, H W pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dynllava_jax.analysis import aot
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.data.batch import Batch
+from dynllava_jax.nn.constrain import constraints
+from dynllava_jax.nn.flat import flatten
+from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
+from dynllava_jax.training.optimizer import Adam
+from dynllava_jax.training.state import TrainState, state_shardings
+from dynllava_jax.training.step import Trainer
+
+# Without a GPU to tune on, XLA takes one block size for all of its own matrix products, and fails where that one does
+# not fit (577 tower tokens). cuBLAS needs as much memory.
+_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+
+def compile_step(
+    model: ModelConfig, config: TrainConfig, mesh: Mesh, *, length: int, images: int = 1
+) -> jax.stages.Compiled:
+    """Compiles one optimizer step on `mesh`, whose devices may be described ones (`analysis.aot.topology`).
+
+    Args:
+        model: the model's config.
+        config: the run's.
+        mesh: devices.
+        length: S.
+        images: M.
+
+    Raises:
+        InputError: what `Trainer` refuses.
+    """
+    trainer = Trainer(model, config, mesh, total=1000)
+    where = state_shardings(trainer.parameters, mesh)
+    state = aot.place(_state(trainer), where)
+    batch = _batch(model, config.global_batch_size, length, images, mesh)
+    out = ((where.params, where.adam, where.step), None)
+    changing = (state.params, state.adam, state.step)
+    with constraints(activation_constraint(mesh)):
+        return aot.compile_ahead(
+            trainer.step_body,
+            changing,
+            state.frozen,
+            batch,
+            donate_argnums=(0,),
+            out_shardings=out,
+            compiler_options=_OPTIONS.get(mesh.devices.flat[0].platform),
+        )
+
+
+def _state(trainer: Trainer) -> TrainState:
+    shapes = flatten(trainer.parameters.abstract)
+    params = {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in trainer.parameters.trained}
+    dtype = jnp.dtype(trainer.config.dtype)
+    frozen = {path: jax.ShapeDtypeStruct(shapes[path].shape, dtype) for path in trainer.parameters.frozen}
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(params, Adam(params, dict(params)), step, frozen)
+
+
+def _batch(model: ModelConfig, rows: int, length: int, images: int, mesh: Mesh) -> Batch:
+    def shape(*sizes: int, dtype: object = jnp.int32) -> jax.ShapeDtypeStruct:
+        where = activation_sharding((rows, *sizes), ("batch", *(None,) * len(sizes)), mesh)
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=where)
+
+    flat, row, side = shape(length), shape(), model.vision.image_size
+    pixels = shape(images, side, side, 3, dtype=jnp.float32) if images else None
+    return Batch(flat, flat, flat, row, row, pixels, flat)
