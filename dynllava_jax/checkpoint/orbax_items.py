@@ -55,7 +55,8 @@ def restore(
     Raises:
         InputError: as `load`.
     """
-    return _reading(path, lambda: ocp.load_checkpointables(str(path), {name: dict(like[name]) for name in like}))
+    # One by one: Orbax leaves the others unawaited when one of several fails.
+    return {item: _load_item(path, item, leaves) for item, leaves in like.items()}
 
 
 def load_some(path: epath.Path, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -64,11 +65,15 @@ def load_some(path: epath.Path, item: str, recorded: Mapping[str, Mapping[str, A
     Raises:
         InputError: as `load`.
     """
+    leaves = _load_item(path, item, _on_host(recorded), partial=True)
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
+
+def _load_item(path: epath.Path, item: str, like: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
     def read() -> Any:
-        return ocp.load(str(path), _on_host(recorded), checkpointable_name=item)
+        return ocp.load(str(path), dict(like), checkpointable_name=item)
 
-    return {str(name): np.asarray(leaf) for name, leaf in _reading(path / item, read, partial=True).items()}
+    return {str(name): leaf for name, leaf in _reading(path / item, read, partial).items()}
 
 
 def _on_host(recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from etils import epath
@@ -86,7 +86,7 @@ class TrainingCheckpoints:
             self._clear()
             self._copy_files(files or (None if source is None else source.files))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingCheckpoints":
         return self
 
     def __exit__(
@@ -318,10 +318,11 @@ def _best(scores: Mapping[int, float | None]) -> int | None:
 
 
 def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in flatten(tree).items()
-    }
+    flat = flatten(tree)
+    for name, leaf in flat.items():
+        if leaf.sharding is None:
+            raise ValueError(f"{name} has no sharding to go to")
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in flat.items()}
 
 
 def _check_shapes(path: epath.Path, info: trained.Info, like: Mapping[str, Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ import functools
 import logging
 import signal
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class StopSignal:
         self._votes: collections.deque[jax.Array] = collections.deque()
         self._agreed = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignal":
         for number in self._signals:
             self._before[number] = signal.signal(number, self._handle)
         return self
