@@ -43,7 +43,13 @@ def on_device(x: Shaped[Array, "..."]) -> Sums:
     for d in range(x.ndim):
         index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * _weight(d)
     mixed = _mix(bits.astype(jnp.uint32) ^ index)
-    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * (index | np.uint32(1)), dtype=jnp.uint32)
+    # Both in one pass: two reductions would each have the mixed values in memory where compilers do not fuse them.
+    return jax.lax.reduce(
+        (mixed, mixed * (index | np.uint32(1))),
+        (np.uint32(0), np.uint32(0)),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        tuple(range(x.ndim)),
+    )
 
 
 def on_host(x: Shaped[np.ndarray, "..."]) -> str:
@@ -72,7 +78,10 @@ def on_host(x: Shaped[np.ndarray, "..."]) -> str:
 
 
 def describe(leaves: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and sums of each leaf, the sums not waited for; `finish` does. Collective, like any computation."""
+    """Shape, dtype and sums of each leaf; collective, like any computation.
+
+    The sums are computed on the leaves' devices. They are enqueued and not waited for; `finish` does that.
+    """
     return {
         name: {"checksum": on_device(leaf), "shape": list(leaf.shape), "dtype": leaf.dtype.name}
         for name, leaf in leaves.items()

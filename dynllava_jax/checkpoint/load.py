@@ -103,8 +103,7 @@ def _place(params: dict[str, jax.Array], target: Target, index: int, array: np.n
         params[target.path] = jax.device_put(array, where)
         return
     if target.path not in params:
-        empty = functools.partial(jnp.empty, target.shape, array.dtype)
-        params[target.path] = jax.jit(empty, out_shardings=where)()
+        params[target.path] = _empty(target.shape, array.dtype, where)()
     params[target.path] = _insert(where)(params[target.path], jax.device_put(array, _layer_sharding(where)), index)
 
 
@@ -115,6 +114,11 @@ def _layer_sharding(where: Any) -> jax.sharding.Sharding | None:
     if isinstance(where, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*tuple(where.spec)[1:]))
     return where
+
+
+@functools.cache
+def _empty(shape: tuple[int, ...], dtype: Any, where: jax.sharding.Sharding | Format | None) -> Callable[[], jax.Array]:
+    return jax.jit(functools.partial(jnp.empty, shape, dtype), out_shardings=where)
 
 
 @functools.cache
