@@ -1,7 +1,7 @@
-"""A model checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
+"""A checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.experimental.layout import Format
 
 from dynllava_jax.checkpoint.leaves import Target, abstract_model, is_selector, targets
-from dynllava_jax.checkpoint.store import CARRIED, read_info, read_items
+from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
@@ -31,10 +31,10 @@ def load(
     sharding: ShardingRule | None = None,
     fresh: bool = False,
 ) -> DynamicLlava:
-    """Reads a model checkpoint, one item at a time on the host.
+    """Reads a model or training checkpoint, one part of it at a time on the host.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, see `source.open_source`.
         config: the model wanted, by default the checkpoint's own; another `sparse_layer`, other selectors or none
             (`config.sparsity.dense()`) are fine.
         dtype: of the parameters; None keeps what is stored.
@@ -49,15 +49,14 @@ def load(
         InputError: no checkpoint, a damaged leaf (named), or parameters that are missing, left over or of another
             shape (all in one message).
     """
-    info = read_info(path)
-    config = info.config if config is None else config
+    source = open_source(path)
+    config = source.config if config is None else config
     wanted = targets(config)
-    stored = {leaf: entry for item, found in info.items.items() if item != CARRIED for leaf, entry in found.items()}
-    missing = _check(Path(path), wanted, {leaf: tuple(entry["shape"]) for leaf, entry in stored.items()}, fresh)
-    slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in stored}
+    missing = _check(Path(path), wanted, source.shapes, fresh)
+    slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in source.shapes}
     where = {} if sharding is None else _by_path(sharding(abstract_model(config)))
     params: dict[str, jax.Array] = {}
-    for leaves in read_items(path, info):
+    for leaves in source.read(slots.keys()):
         for leaf, array in leaves.items():
             if leaf in slots:
                 _place(params, *slots[leaf], array if dtype is None else array.astype(dtype), where)
@@ -77,7 +76,7 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
     return jax.jit(initial)()
 
 
-def _check(path: Path, wanted: Sequence[Target], stored: dict[str, tuple[int, ...]], fresh: bool) -> list[Target]:
+def _check(path: Path, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], fresh: bool) -> list[Target]:
     """The targets to initialise; raises when the rest does not fit."""
     problems, missing = [], []
     for target in wanted:
@@ -104,8 +103,7 @@ def _place(params: dict[str, jax.Array], target: Target, index: int, array: np.n
         params[target.path] = jax.device_put(array, where)
         return
     if target.path not in params:
-        empty = functools.partial(jnp.empty, target.shape, array.dtype)
-        params[target.path] = jax.jit(empty, out_shardings=where)()
+        params[target.path] = _empty(target.shape, array.dtype, where)()
     params[target.path] = _insert(where)(params[target.path], jax.device_put(array, _layer_sharding(where)), index)
 
 
@@ -116,6 +114,11 @@ def _layer_sharding(where: Any) -> jax.sharding.Sharding | None:
     if isinstance(where, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*tuple(where.spec)[1:]))
     return where
+
+
+@functools.cache
+def _empty(shape: tuple[int, ...], dtype: Any, where: jax.sharding.Sharding | Format | None) -> Callable[[], jax.Array]:
+    return jax.jit(functools.partial(jnp.empty, shape, dtype), out_shardings=where)
 
 
 @functools.cache

@@ -1,13 +1,15 @@
-"""The one place that talks to Orbax: a flat dict of numpy arrays as an uncompressed pytree, and back."""
+"""The one place that talks to Orbax: flat dicts of arrays as uncompressed pytrees, and back."""
 
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dynllava_jax.errors import InputError
@@ -28,13 +30,62 @@ def load(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.
     Raises:
         InputError: the folder is missing or too damaged for Orbax to read.
     """
-    # Shapes without memory: Orbax wants arrays to know that it shall return numpy's.
-    like = {name: np.broadcast_to(np.zeros((), leaf["dtype"]), leaf["shape"]) for name, leaf in recorded.items()}
+    loaded = _reading(path, lambda: ocp.load(str(path.absolute()), _on_host(recorded)))
+    return {str(name): np.asarray(leaf) for name, leaf in loaded.items()}
+
+
+def save_async(path: epath.Path, items: Mapping[str, Mapping[str, jax.Array]]) -> Callable[[], None]:
+    """Writes several flat dicts of device arrays as one checkpoint, each under its name. Collective.
+
+    When it returns, the arrays are copied to the host and may be donated; the rest runs in the background. The folder
+    has its name only when it is whole.
+
+    Returns:
+        A function that waits for the rest and raises what went wrong.
+    """
+    with _context():
+        return ocp.save_checkpointables_async(str(path), {name: dict(leaves) for name, leaves in items.items()}).result
+
+
+def restore(
+    path: epath.Path, like: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+) -> dict[str, dict[str, jax.Array]]:
+    """Reads items of `save_async` onto the devices that the shardings in `like` name. Collective.
+
+    Raises:
+        InputError: as `load`.
+    """
+    # One by one: Orbax leaves the others unawaited when one of several fails.
+    return {item: _load_item(path, item, leaves) for item, leaves in like.items()}
+
+
+def load_some(path: epath.Path, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Reads some leaves of one item of `save_async` to the host.
+
+    Raises:
+        InputError: as `load`.
+    """
+    leaves = _load_item(path, item, _on_host(recorded), partial=True)
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def _load_item(path: epath.Path, item: str, like: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
+    def read() -> Any:
+        return ocp.load(str(path), dict(like), checkpointable_name=item)
+
+    return {str(name): leaf for name, leaf in _reading(path / item, read, partial).items()}
+
+
+def _on_host(recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Shapes without memory: Orbax wants arrays to know that it shall return numpy's."""
+    return {name: np.broadcast_to(np.zeros((), leaf["dtype"]), leaf["shape"]) for name, leaf in recorded.items()}
+
+
+def _reading(path: Any, read: Callable[[], Any], partial: bool = False) -> Any:
     with _quiet():
         try:
-            with _context():
-                loaded: Any = ocp.load(str(path.absolute()), like)
-            return {str(name): np.asarray(leaf) for name, leaf in loaded.items()}
+            with _context(partial):
+                return read()
         except Exception as error:  # whatever Orbax and TensorStore raise for a damaged folder
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         gc.collect()  # failed futures are logged when they are collected
@@ -54,8 +105,9 @@ def _quiet() -> Iterator[None]:
             logger.disabled = False
 
 
-def _context() -> ocp.Context:
+def _context(partial: bool = False) -> ocp.Context:
     """Uncompressed: float weights hardly compress, and the time is better spent reading."""
     context = ocp.Context()
+    context.pytree.loading.partial_load = partial
     context.array.saving.use_compression = False
     return context

@@ -15,7 +15,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -110,6 +110,11 @@ def check_free(dst: Path) -> None:
         raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that a checkpoint depends on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def is_checkpoint(path: Path) -> bool:
     try:
         return json.loads((path / "config.json").read_text())["format"] == FORMAT and (path / "hashes.json").is_file()
@@ -148,10 +153,10 @@ def read_file(path: Path, name: str) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def read_items(path: Path, info: Info) -> Iterator[dict[str, np.ndarray]]:
-    """The leaves, item by item, each checked against its hash."""
+def read_items(path: Path, info: Info, wanted: Collection[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The leaves, item by item, each checked against its hash; only items that hold one of `wanted`, if given."""
     for item, recorded in info.items.items():
-        if item != CARRIED:
+        if item != CARRIED and (wanted is None or not recorded.keys().isdisjoint(wanted)):
             yield _read_item(path, item, recorded)
 
 
@@ -199,7 +204,7 @@ def _write_into(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "dtype": max(dtypes, key=lambda dtype: dtype.itemsize).name,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
         "facts": dict(extras.facts),
         "model": to_json(config),
     }

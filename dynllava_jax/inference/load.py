@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load as load_checkpoint
+from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import Tokenizer
@@ -50,7 +50,8 @@ def load(
     """Loads a model for asking.
 
     Args:
-        model: "demo", or the folder of a model checkpoint (what `dynllava convert` writes).
+        model: "demo", or the folder of a model checkpoint (what `dynllava convert` writes), or of a training run (its
+            newest checkpoint) or one of its checkpoints (`WORKDIR/checkpoints/STEP`).
         mesh: devices to spread over, such as "data=1,tensor=4"; None: one device.
         device: platform, "cpu", "gpu" or "tpu"; None: JAX's default.
         dtype: of parameters and computation; None: as stored.
@@ -74,21 +75,21 @@ def load(
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
     random_weights = str(model) == "demo"
     path = Path(model)
-    info = None if random_weights else store.read_info(_existing(path))
-    config = embedded.config() if info is None else _without_untrained(info)
+    source = None if random_weights else open_source(_existing(path))
+    config = embedded.config() if source is None else _without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector)
-    dtype = dtype or ("float32" if info is None else _native(info.dtype, devices))
+    dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
     check_fits(str(model), _parameter_bytes(config, dtype), used)
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
-    if info is None:
+    if source is None:
         weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
         weights = jax.device_put(weights, where(weights))
         tokenizer = embedded.tokenizer()
     else:
         weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
-        tokenizer = Tokenizer.load(path / store.FILES)
+        tokenizer = Tokenizer.load(source.files)
     assistant = Assistant(
         weights,
         tokenizer,
@@ -120,13 +121,13 @@ def _existing(path: Path) -> Path:
     raise InputError(f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint.")
 
 
-def _without_untrained(info: store.Info) -> ModelConfig:
+def _without_untrained(source: Source) -> ModelConfig:
     """What conversion had to initialise at random would drop tokens at random: it stays unused."""
-    untrained = [name.replace("predictor", "selector") for name in info.facts.get("fresh", ())]
+    untrained = [name.replace("predictor", "selector") for name in source.facts.get("fresh", ())]
     if untrained:
         _log.warning("the predictors of this checkpoint are not trained (%s): nothing is dropped", ", ".join(untrained))
-    sparsity = dataclasses.replace(info.config.sparsity, **dict.fromkeys(untrained))
-    return dataclasses.replace(info.config, sparsity=sparsity)
+    sparsity = dataclasses.replace(source.config.sparsity, **dict.fromkeys(untrained))
+    return dataclasses.replace(source.config, sparsity=sparsity)
 
 
 def _adjust(

@@ -1,0 +1,158 @@
+"""A checkpoint of either kind, as the leaves that a model checkpoint holds."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dynllava_jax.checkpoint import checksums, hashes, orbax_items, store, trained
+from dynllava_jax.checkpoint.leaves import Target, targets
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.errors import InputError
+
+_ITEMS = (trained.PARAMS, trained.FROZEN)
+
+_GROUP = 1 << 28
+"""Bytes of small parameters that are read together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights are read from.
+
+    Attributes:
+        config: the model that the leaves fill.
+        dtype: of the weights, the widest if there are several.
+        facts: what conversion noted, such as `fresh` (predictors without trained weights).
+        files: folder with the tokenizer and the source's own JSON files.
+        content_hash: changes when a leaf changes.
+        shapes: of all leaves.
+        read: yields these leaves, checked, a part of the model at a time; others may be among them.
+    """
+
+    config: ModelConfig
+    dtype: str
+    facts: Mapping[str, Any]
+    files: Path
+    content_hash: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[Collection[str]], Iterator[dict[str, np.ndarray]]]
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens a model checkpoint or a training checkpoint, which is a step folder, or a work folder and means its newest.
+
+    Raises:
+        InputError: neither is there, or a file of it is damaged or missing.
+    """
+    folder = epath.Path(path)
+    if found := trained.find(folder):
+        return _training(found)
+    if (folder / trained.CHECKPOINTS).is_dir():
+        raise InputError(
+            f"{folder} is a work folder in which no checkpoint is whole yet; let the training go on first."
+        )
+    return _model(Path(path))
+
+
+def _model(path: Path) -> Source:
+    info = store.read_info(path)
+    shapes = {
+        leaf: tuple(entry["shape"])
+        for item, leaves in info.items.items()
+        if item != store.CARRIED
+        for leaf, entry in leaves.items()
+    }
+
+    def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+        yield from store.read_items(path, info, wanted)
+
+    return Source(info.config, info.dtype, info.facts, path / store.FILES, info.content_hash, shapes, read)
+
+
+def _training(path: epath.Path) -> Source:
+    info = trained.read_info(path, _ITEMS)
+    stored = {name: (item, entry) for item in _ITEMS for name, entry in info.items.get(item, {}).items()}
+    by_path = {target.path: target for target in targets(info.config)}
+    # Parameters that the model lacks (adapters) keep their name, and are refused where they do not fit.
+    filled = {name: by_path.get(name) or _as_it_is(name, entry) for name, (_, entry) in stored.items()}
+    own = {leaf: target.leaf_shape for target in filled.values() for leaf in target.leaves}
+    absent = {leaf for target in by_path.values() if target.path not in stored for leaf in target.leaves}
+    init = _init(path, info, absent) if absent else None
+
+    def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+        for names in _groups(stored, [name for name in stored if not {*filled[name].leaves}.isdisjoint(wanted)]):
+            leaves: dict[str, np.ndarray] = {}
+            for name, array in _load(path, stored, names).items():
+                leaves |= zip(filled[name].leaves, array if filled[name].stacked else (array,), strict=True)
+            yield leaves
+        if init is not None:
+            for leaves in init.read(absent.intersection(wanted)):
+                yield {leaf: array for leaf, array in leaves.items() if leaf in absent}
+
+    inherited = {} if init is None else {leaf: init.shapes[leaf] for leaf in absent if leaf in init.shapes}
+    dtypes = {entry["dtype"] for _, entry in stored.values()} | ({init.dtype} if init is not None else set())
+    # Predictors that conversion had to make up are no longer untrained once they were trained.
+    fresh = [name for name in info.facts.get("fresh", ()) if not any(leaf.startswith(f"{name}/") for leaf in own)]
+    content = {name: entry["checksum"] for name, (_, entry) in sorted(stored.items())}
+    return Source(
+        config=info.config,
+        dtype=max(dtypes, key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
+        facts={**info.facts, "fresh": fresh},
+        files=Path(trained.work_folder(path) / trained.FILES),
+        content_hash=hashes.hash_bytes(repr((content, info.init)).encode()),
+        shapes=own | inherited,
+        read=read,
+    )
+
+
+def _as_it_is(name: str, entry: Mapping[str, Any]) -> Target:
+    return Target(name, tuple(entry["shape"]), (name,), False)
+
+
+def _init(path: epath.Path, info: trained.Info, absent: Collection[str]) -> Source:
+    """The checkpoint that frozen parameters came from, unchanged."""
+    parts = ", ".join(sorted({leaf.partition("/")[0] for leaf in absent}))
+    if not info.init:
+        raise InputError(f"{path} lacks the parameters of {parts} and names no checkpoint that has them.")
+    link = trained.work_folder(path) / trained.INIT
+    places = [place for place in (epath.Path(info.init["path"]), link) if place.exists()]
+    if not places:
+        raise InputError(
+            f"{path} holds the trained parameters only; the frozen ones ({parts}) come from {info.init['path']}, which "
+            f"is not there: put it back, or link it as {link}."
+        )
+    source = open_source(Path(places[0]))
+    if source.content_hash != info.init["content_hash"]:
+        raise InputError(
+            f"{places[0]} is not the checkpoint that {path} was trained from: its content differs; put the original "
+            f"there, or link it as {link} and move this one away."
+        )
+    return source
+
+
+def _groups(stored: Mapping[str, tuple[str, Any]], names: list[str]) -> Iterator[list[str]]:
+    """Names of one item each, together as large as one read should be."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        item, entry = stored[name]
+        nbytes = int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+        if group and (size + nbytes > _GROUP or item != stored[group[0]][0]):
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += nbytes
+    if group:
+        yield group
+
+
+def _load(path: epath.Path, stored: Mapping[str, tuple[str, Any]], names: list[str]) -> dict[str, np.ndarray]:
+    item = stored[names[0]][0]
+    arrays = orbax_items.load_some(path, item, {name: stored[name][1] for name in names})
+    wrong = [name for name, array in arrays.items() if checksums.on_host(array) != stored[name][1]["checksum"]]
+    trained.check_arrays(path / item, wrong)
+    return arrays

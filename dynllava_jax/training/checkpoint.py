@@ -1,0 +1,345 @@
+"""Checkpoints of a run: saved while it goes on, whole or not at all, checked when they are read again.
+
+`checkpoint.trained` says what lies on disk and why damage cannot pass; this file writes and resumes.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from etils import epath
+
+from dynllava_jax.checkpoint import checksums, orbax_items, store, trained
+from dynllava_jax.checkpoint.source import open_source
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.errors import InputError
+from dynllava_jax.training import processes
+from dynllava_jax.training.trees import flatten, unflatten
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `TrainingCheckpoints.restore` gives: `frozen` is None where it is not in the checkpoint."""
+
+    info: trained.Info
+    params: Any
+    rest: Any
+    frozen: Any
+
+
+class TrainingCheckpoints:
+    """The checkpoints in `WORKDIR/checkpoints`. Every process of a run makes one and calls it at the same steps.
+
+    State goes in as any pytree of arrays, `nnx.State` included, and comes back as the tree that `restore` is given.
+    As a context manager it waits for the last save at the end.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path | epath.Path,
+        config: ModelConfig,
+        *,
+        keep: int = 2,
+        keep_best: bool = True,
+        init: str | Path | None = None,
+        files: str | Path | None = None,
+        save_frozen: bool = False,
+    ) -> None:
+        """Clears away what a killed run left half-written.
+
+        Args:
+            workdir: of the run, seen by all processes; created if need be.
+            config: of the model, so that `dynllava_jax.load(workdir)` can read it.
+            keep: newest checkpoints that stay.
+            keep_best: whether the one with the lowest score stays too.
+            init: checkpoint that frozen parameters come from unchanged.
+            files: folder with tokenizer and source files, copied to `WORKDIR/files` once; None: those of `init`.
+            save_frozen: keep frozen parameters in every checkpoint although `init` has them. Without `init` they are.
+
+        Raises:
+            InputError: `init` is no checkpoint.
+        """
+        self._workdir = epath.Path(workdir)
+        self._folder = self._workdir / trained.CHECKPOINTS
+        self._config = config
+        self._keep, self._keep_best = keep, keep_best
+        source = None if init is None else open_source(init)
+        self._facts = {} if source is None else source.facts
+        self._init = {}
+        if source is not None:
+            self._init = {"path": str(epath.Path(str(init)).absolute()), "content_hash": source.content_hash}
+        self._save_frozen = save_frozen or source is None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._current: int | None = None
+        self._replaceable: set[int] = set()
+        if processes.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            self._copy_files(files or (None if source is None else source.files))
+
+    def __enter__(self) -> "TrainingCheckpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._pending is not None and (failure := self._pending.exception()) is not None:
+            _log.error("the last checkpoint was not written either: %s", failure)
+        self._thread.shutdown()
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the whole checkpoints, ascending; not of one that is still being written."""
+        return trained.steps(self._folder)
+
+    def info(self, step: int) -> trained.Info:
+        """What is known of a whole checkpoint without reading its arrays.
+
+        Raises:
+            InputError: no such checkpoint, or one of its small files is damaged.
+        """
+        if step not in self.steps():
+            raise InputError(f"{self._folder} has no whole checkpoint of step {step}; there are {self._spell()}.")
+        try:
+            return trained.read_info(self._folder / str(step))
+        except trained.DamageError as error:
+            raise self._or_else(error, step) from None
+
+    def best(self) -> int | None:
+        """The step with the lowest score, the latest of several; None without scores."""
+        return _best(self._scores())
+
+    def save_async(
+        self,
+        step: int,
+        params: Any,
+        rest: Any,
+        data: Mapping[str, Any],
+        *,
+        frozen: Any = None,
+        score: float | None = None,
+    ) -> None:
+        """Begins to write a checkpoint; the arrays may be donated as soon as it returns. Collective.
+
+        Nothing is written for the step that was saved or restored last: it is there.
+
+        Args:
+            step: optimizer steps done.
+            params: the trained parameters.
+            rest: what else the run needs, such as moments and step.
+            data: plain JSON values to find again in `info(step).data`, such as fingerprints of config and data.
+            frozen: the other parameters, written only if need be (see `save_frozen`).
+            score: held-out loss.
+
+        Raises:
+            InputError: the save before failed, or the step has a checkpoint already.
+        """
+        self.wait()
+        path = self._folder / str(step)
+        if step == self._current:
+            return
+        if step in self.steps() and step not in self._replaceable:
+            raise InputError(f"{path} is a whole checkpoint already and is not written again.")
+        trees = {trained.PARAMS: params, trained.STATE: rest}
+        if self._save_frozen and frozen is not None and flatten(frozen):
+            trees[trained.FROZEN] = frozen
+        items = {item: flatten(tree) for item, tree in trees.items()}
+        info = trained.Info(
+            step=step,
+            score=score if score is not None and math.isfinite(score) else None,
+            config=self._config,
+            init=self._init,
+            facts=self._facts,
+            versions=store.versions(),
+            data=data,
+        )
+        if processes.is_first() and path.exists():
+            trained.remove(path)
+        described = {item: checksums.describe(leaves) for item, leaves in items.items()}
+        try:
+            written = orbax_items.save_async(path, items)
+        except Exception as error:
+            raise _not_written(path, error) from error
+        self._current = step
+        self._pending = self._thread.submit(self._finish, path, written, info, described)
+
+    def wait(self) -> None:
+        """Waits for the save in progress. Collective.
+
+        Raises:
+            InputError: it failed, on this process or another.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            processes.raise_together(pending.exception())
+
+    def restore(self, step: int | None, params: Any, rest: Any, frozen: Any = None) -> Restored:
+        """Reads a checkpoint onto devices and checks every array. Collective.
+
+        Args:
+            step: which one; None: the newest. A damaged one is never passed over in silence: to use an older one, name
+                it. The next save then takes the place of everything after it.
+            params: what to read, as arrays or `jax.ShapeDtypeStruct`s with the shardings wanted, on any mesh.
+            rest: likewise.
+            frozen: likewise; read only if the checkpoint has it.
+
+        Raises:
+            InputError: no such checkpoint; another shape or dtype than asked for; a damaged file or array, by name.
+        """
+        self.wait()
+        step = self._choose(step)
+        path = self._folder / str(step)
+        error, info, like = None, None, {}
+        try:
+            info = self.info(step)
+            trees = {trained.PARAMS: params, trained.STATE: rest, trained.FROZEN: frozen}
+            like = {item: _shapes(tree) for item, tree in trees.items() if item in info.items and tree is not None}
+            _check_shapes(path, info, like)
+        except InputError as failure:
+            error = failure
+        processes.raise_together(error)
+        assert info is not None
+        loaded = self._read(path, info, like)
+        self._replaceable = {later for later in self.steps() if later > step}
+        if self._replaceable:
+            _log.warning(
+                "going on from step %d on request: the next checkpoint replaces those after it (%s)",
+                step,
+                ", ".join(map(str, sorted(self._replaceable))),
+            )
+        self._current = step
+        return Restored(
+            info=info,
+            params=unflatten(params, loaded[trained.PARAMS]),
+            rest=unflatten(rest, loaded[trained.STATE]),
+            frozen=unflatten(frozen, loaded[trained.FROZEN]) if trained.FROZEN in loaded else None,
+        )
+
+    def _choose(self, step: int | None) -> int:
+        if step is None:
+            found = self.steps()
+            step = processes.same(found[-1] if found else -1)
+        if step < 0:
+            raise InputError(f"{self._folder} has no whole checkpoint to resume from.")
+        return step
+
+    def _read(self, path: epath.Path, info: trained.Info, like: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
+        error, loaded = None, {}
+        try:
+            loaded = orbax_items.restore(path, like)
+        except InputError as failure:
+            error = self._or_else(failure, info.step)
+        processes.raise_together(error)
+        wrong = [
+            f"{item}/{name}"
+            for item, leaves in loaded.items()
+            for name, found in checksums.finish(checksums.describe(leaves)).items()
+            if found != info.items[item][name]
+        ]
+        try:
+            trained.check_arrays(path, wrong)
+        except trained.DamageError as failure:
+            raise self._or_else(failure, info.step) from None
+        return loaded
+
+    def _or_else(self, error: InputError, step: int) -> InputError:
+        """The same error, with the way out."""
+        before = [other for other in self.steps() if other < step]
+        if not before:
+            return InputError(f"{error}; there is none before it: start again in another work folder.")
+        return InputError(f"{error}; to go on from the one before it, ask for it: --restore={before[-1]}.")
+
+    def _spell(self) -> str:
+        return ", ".join(map(str, self.steps())) or "none"
+
+    def _scores(self) -> dict[int, float | None]:
+        return {step: trained.read_score(self._folder / str(step)) for step in self.steps()}
+
+    def _finish(
+        self, path: epath.Path, written: Callable[[], None], info: trained.Info, described: Mapping[str, Any]
+    ) -> None:
+        """Runs in the background: makes what Orbax writes a checkpoint, then removes those that may go."""
+        try:
+            written()
+            items = {item: checksums.finish(leaves) for item, leaves in described.items()}
+            if processes.is_first():
+                trained.seal(path, dataclasses.replace(info, items=items))
+                self._retire(info.step)
+        except Exception as error:
+            raise _not_written(path, error) from error
+        self._replaceable = set()
+
+    def _retire(self, newest: int) -> None:
+        scores = self._scores()
+        gone = {step for step in self._replaceable if step != newest and step in scores}
+        kept = {step: score for step, score in scores.items() if step not in gone}
+        for step in sorted(gone | superfluous(kept, self._keep, self._keep_best)):
+            trained.remove(self._folder / str(step))
+            _log.info("removed checkpoint %s", self._folder / str(step))
+
+    def _clear(self) -> None:
+        for path in self._folder.iterdir():
+            if trained.is_half_written(path):
+                _log.warning("removed %s, which a run that was killed had left half-written", path)
+                path.rmtree()
+
+    def _copy_files(self, folder: str | Path | None) -> None:
+        if folder is None or (self._workdir / trained.FILES).exists():
+            return
+        partial = self._workdir / f"{trained.FILES}.tmp"
+        if partial.exists():
+            partial.rmtree()
+        for name, data in trained.read_folder(epath.Path(folder)).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+        if partial.exists():
+            partial.rename(self._workdir / trained.FILES)
+
+
+def superfluous(scores: Mapping[int, float | None], keep: int, keep_best: bool) -> set[int]:
+    """Steps that need not stay: neither one of the `keep` newest nor the best."""
+    stay: set[int | None] = {*sorted(scores)[-keep:]}
+    return {*scores} - (stay | {_best(scores)} if keep_best else stay)
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
+    scored: Sequence[tuple[float, int]] = [(score, -step) for step, score in scores.items() if score is not None]
+    return -min(scored)[1] if scored else None
+
+
+def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    flat = flatten(tree)
+    for name, leaf in flat.items():
+        if leaf.sharding is None:
+            raise ValueError(f"{name} has no sharding to go to")
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in flat.items()}
+
+
+def _check_shapes(path: epath.Path, info: trained.Info, like: Mapping[str, Mapping[str, Any]]) -> None:
+    problems = []
+    for item, leaves in like.items():
+        stored = info.items[item]
+        problems += [f"{item}/{name} is not in it" for name in leaves if name not in stored]
+        problems += [f"{item}/{name} is not part of this run" for name in stored if name not in leaves]
+        for name, leaf in leaves.items():
+            found = (stored[name]["dtype"], tuple(stored[name]["shape"])) if name in stored else None
+            if found not in (None, (leaf.dtype.name, leaf.shape)):
+                problems.append(f"{item}/{name} is {found[0]}{list(found[1])}, not {leaf.dtype.name}{list(leaf.shape)}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(f"{path} does not fit this run's config: {'; '.join(problems[:5])}{more}.")
+
+
+def _not_written(path: epath.Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"Checkpoint {path} could not be written: {reason}")
