@@ -14,6 +14,7 @@ class HfTokenizer:
     Attributes:
         roles: "bos", "eos", "unk", "pad" to the token's text, as far as they are known.
         strips_first_space: the space that a text's first piece begins with was put there by the tokenizer.
+        legacy: what follows a special token is tokenised as the beginning of a text is.
     """
 
     def __init__(self, file: Path, special: SpecialTokens) -> None:
@@ -33,6 +34,8 @@ class HfTokenizer:
             )
         self.strips_first_space = bool(kinds & {"Strip", "Metaspace"})
         self.roles = special.roles
+        mark = self.roles.get("eos", "")
+        self.legacy = self.encode(f"{mark}a")[len(self.encode(mark)) :] == self.encode("a")
 
     def encode(self, text: str) -> list[int]:
         """Ids without BOS; special tokens inside the text are recognised."""

@@ -39,6 +39,7 @@ class Tokenizer:
         pad_id: never seen by the model; some id that exists.
         vocab_size: one more than the highest id.
         adds_bos: whether a prompt begins with `bos_id`.
+        legacy: whether text behind a special token is tokenised as the beginning of a text (transformers' `legacy`).
     """
 
     backend: Backend
@@ -47,6 +48,7 @@ class Tokenizer:
     pad_id: int
     vocab_size: int
     adds_bos: bool
+    legacy: bool
     _pieces: dict[int, bytes]
     _special: frozenset[int]
 
@@ -81,6 +83,7 @@ class Tokenizer:
             pad_id=next(token for token in (pad, unk, eos) if token is not None),
             vocab_size=max(pieces) + 1,
             adds_bos=bos is not None and backend.adds_bos(),
+            legacy=backend.legacy,
             _pieces=pieces,
             _special=backend.special_ids() | named,
         )

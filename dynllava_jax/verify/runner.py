@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, token_packer, vision
+from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, text, token_packer, vision
 from dynllava_jax.verify.cases import Case, Recording
 from dynllava_jax.verify.compare import CaseReport, compare, failed
 from dynllava_jax.verify.computed import Computed
@@ -32,6 +32,7 @@ SUPPORTED: Mapping[str, Callable[[Subject, Case], Computed]] = {
     "09b_multi_turn_kv_no_instruct": decode.turns,
     "11_tokenpacker": token_packer.packed,
     "13_prepare_inputs": inputs.prepare_inputs,
+    "15_preprocess_text": text.conversations,
 }
 """A case that is not here is reported as unsupported, and nothing is claimed about it."""
 

@@ -176,7 +176,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
         (("tfds:x", "images"), r"takes no data\.images"),
     ],
 )
-def test_what_cannot_be_opened(tmp_path: Path, options: tuple[str | None, ...], says: str) -> None:
+def test_what_cannot_be_opened(tmp_path: Path, options: tuple[Any, ...], says: str) -> None:
     file = write(tmp_path, [sample()])
     with pytest.raises(InputError, match=says):
         open_source(*[option and option.format(file=file) for option in options])
