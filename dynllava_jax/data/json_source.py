@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -67,6 +68,25 @@ class JsonSource:
         return read_record(value, where)
 
     def picture(self, record: Record, number: int) -> Image.Image:
+        try:
+            return load_image(self._path(record, number))
+        except SampleError:
+            raise
+        except InputError as error:
+            raise SampleError(record.id, "unreadable image", str(error).rstrip(".")) from None
+
+    def encoded(self, record: Record, number: int) -> bytes:
+        """The bytes of a picture's file."""
+        path = self._path(record, number)
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise SampleError(record.id, "unreadable image", f"{path}: {error.strerror}") from None
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._bytes()).hexdigest()
+
+    def _path(self, record: Record, number: int) -> str:
         image = record.images[number]
         if not isinstance(image, str):
             raise SampleError(record.id, "malformed record", "its image is no path")
@@ -76,13 +96,7 @@ class JsonSource:
             raise SampleError(record.id, "image path leaves the folder", f"{image} is not below {self._images}")
         if not os.path.isfile(path):
             raise SampleError(record.id, "missing image", f"{path} does not exist")
-        try:
-            return load_image(path)
-        except InputError as error:
-            raise SampleError(record.id, "unreadable image", str(error).rstrip(".")) from None
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        return path
 
     def _bytes(self) -> mmap.mmap:
         if self._view is None:
@@ -90,5 +104,5 @@ class JsonSource:
                 self._view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._view
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_view": None}

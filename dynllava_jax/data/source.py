@@ -58,14 +58,19 @@ def open_source(spec: str, images: str | None = None, adapter: str | None = None
         InputError: nothing of the kind is there, it is damaged, or an option does not belong to it.
     """
     if spec.startswith(_TFDS):
+        from dynllava_jax.data.tfds_source import TfdsSource
+
         _without(spec, images=images)
-        raise InputError(f"{spec}: sources of this kind are not in this version.")
+        return TfdsSource.open(spec, adapter)
     _without(spec, adapter=adapter)
     if spec.endswith((".json", ".jsonl")) or os.path.isfile(spec):
         from dynllava_jax.data.json_source import JsonSource
 
         return JsonSource.open(spec, images)
-    raise InputError(f"{spec}: sources of this kind are not in this version.")
+    from dynllava_jax.data.shards import ShardSource
+
+    _without(spec, images=images)
+    return ShardSource.open(spec)
 
 
 def _without(spec: str, **options: str | None) -> None:
