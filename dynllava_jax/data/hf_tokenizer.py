@@ -56,6 +56,10 @@ class HfTokenizer:
     def special_ids(self) -> frozenset[int]:
         return frozenset(n for n, token in self._model.get_added_tokens_decoder().items() if token.special)
 
+    def serialized(self) -> bytes:
+        """All that decides how it encodes."""
+        return self._model.to_str().encode()
+
     def adds_bos(self) -> bool:
         return "bos" in self.roles and self._model.encode("a").ids[:1] == [self.id_of(self.roles["bos"])]
 

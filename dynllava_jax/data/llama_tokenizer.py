@@ -85,6 +85,11 @@ class LlamaTokenizer:
         }
         return self._named | control | {token.id for token in self._added.values() if token.special}
 
+    def serialized(self) -> bytes:
+        """All that decides how it encodes."""
+        settings = (self.legacy, self._prefix, sorted(self._added.items()), sorted(self.roles.items()))
+        return repr(settings).encode() + self._model.serialized_model_proto()
+
     def adds_bos(self) -> bool:
         return self._add_bos is not False
 

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,6 +93,11 @@ class Tokenizer:
         """Token ids; special tokens written in the text (`</s>`) become their ids, as in the official code."""
         ids = self.backend.encode(text)
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
+
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that encode alike: what was measured with one holds for the other."""
+        settings = repr((self.bos_id, self.eos_id, self.adds_bos)).encode()
+        return hashlib.sha256(settings + self.backend.serialized()).hexdigest()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; each byte that is no UTF-8 and each id beyond the vocabulary reads U+FFFD."""
