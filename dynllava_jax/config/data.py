@@ -16,11 +16,11 @@ class DataConfig:
 
     Attributes:
         source: a LLaVA JSON or JSONL file, a folder of packed shards, or `tfds:NAME[:SPLIT]`; several are mixed.
-        images: folder that image paths are relative to; one for all sources, or one each.
+        images: folder that image paths are relative to; one for all JSON sources, or one each ("" where there is none).
         weights: passes over each source in an epoch: 2.0 doubles a source, 0.5 draws another half of it every epoch;
             () is 1.0 each, where no sample is dropped or doubled.
         adapter: `package:function` from a TFDS example to a LLaVA record, for `tfds:` sources.
-        index: folder for the cached token lengths; None: beside the source.
+        index: folder for the cached token lengths; None: beside the source, for `tfds:` in the user's cache folder.
         require_image: leave out samples without an image, as the official `--requires_image` does.
         truncate: cut samples longer than `max_length`, as the official code does; False: they are bad samples.
         max_length: tokens of a sample at most, image slots included.

@@ -55,6 +55,7 @@ def make_batch(
     length: int,
     slots: int,
     rows: int,
+    image_shape: tuple[int, ...] | None = None,
 ) -> Batch:
     """Right-pads `samples` to S = `length`, M = `slots`, B = `rows`; arrays stay on the host.
 
@@ -64,6 +65,7 @@ def make_batch(
         length: S, at least the longest sample.
         slots: M, at least the most images of a sample.
         rows: B.
+        image_shape: [H, W, 3]; None: that of the images, of which there must be one then, unless M is 0.
 
     Raises:
         InputError: a sample's images are not as many as its `<image>`, differ in size, or something exceeds
@@ -87,7 +89,7 @@ def make_batch(
         positions=positions,
         lengths=np.array([sample.length for sample in samples] + filler, np.int32),
         image_count=np.array([sample.image_count for sample in samples] + filler, np.int32),
-        images=_stack_images(images, slots, rows) if slots else None,
+        images=_stack_images(images, slots, rows, image_shape) if slots else None,
         labels=labels,
     )
 
@@ -108,8 +110,10 @@ def _check(
             raise InputError(f"Sample {number} has {sample.length} tokens; this batch has room for {length}.")
 
 
-def _stack_images(images: Sequence[Sequence[np.ndarray]], slots: int, rows: int) -> np.ndarray:
-    shapes = {image.shape for own in images for image in own}
+def _stack_images(
+    images: Sequence[Sequence[np.ndarray]], slots: int, rows: int, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    shapes = {image.shape for own in images for image in own} | ({shape} if shape else set())
     if len(shapes) != 1:
         spelled = ", ".join(map(str, sorted(shapes))) or "none at all"
         raise InputError(f"A batch with image slots needs images of one shape, not {spelled}.")

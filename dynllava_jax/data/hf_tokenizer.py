@@ -14,6 +14,7 @@ class HfTokenizer:
     Attributes:
         roles: "bos", "eos", "unk", "pad" to the token's text, as far as they are known.
         strips_first_space: the space that a text's first piece begins with was put there by the tokenizer.
+        legacy: what follows a special token is tokenised as the beginning of a text is.
     """
 
     def __init__(self, file: Path, special: SpecialTokens) -> None:
@@ -33,6 +34,8 @@ class HfTokenizer:
             )
         self.strips_first_space = bool(kinds & {"Strip", "Metaspace"})
         self.roles = special.roles
+        mark = self.roles.get("eos", "")
+        self.legacy = self.encode(f"{mark}a")[len(self.encode(mark)) :] == self.encode("a")
 
     def encode(self, text: str) -> list[int]:
         """Ids without BOS; special tokens inside the text are recognised."""
@@ -52,6 +55,10 @@ class HfTokenizer:
 
     def special_ids(self) -> frozenset[int]:
         return frozenset(n for n, token in self._model.get_added_tokens_decoder().items() if token.special)
+
+    def serialized(self) -> bytes:
+        """All that decides how it encodes."""
+        return self._model.to_str().encode()
 
     def adds_bos(self) -> bool:
         return "bos" in self.roles and self._model.encode("a").ids[:1] == [self.id_of(self.roles["bos"])]

@@ -21,6 +21,7 @@ class LlamaTokenizer:
     Attributes:
         roles: "bos", "eos", "unk", "pad" to the token's text, as far as they are known.
         strips_first_space: the space that a text's first piece begins with was put there by the tokenizer.
+        legacy: what follows a special token gets a space in front too, as the beginning of a text does.
     """
 
     strips_first_space = True
@@ -28,7 +29,7 @@ class LlamaTokenizer:
     def __init__(self, file: Path, special: SpecialTokens) -> None:
         import sentencepiece
 
-        self._legacy = special.legacy
+        self.legacy = special.legacy
         self._prefix = _SPACE if special.add_prefix_space else ""
         self._add_bos = special.add_bos
         try:
@@ -52,7 +53,7 @@ class LlamaTokenizer:
         """Ids without BOS; special tokens inside the text are recognised."""
         if not text:
             return []
-        if not self._legacy:
+        if not self.legacy:
             text = self._prefix + text.replace(_SPACE, " ")
         ids: list[int] = []
         end = 0
@@ -62,7 +63,7 @@ class LlamaTokenizer:
             end = match.end()
         ids += self._plain(text[end:])
         # The prefix was meant for words: in front of a special token it goes.
-        if not self._legacy and len(ids) > 1 and ids[0] == self.id_of(_SPACE) and ids[1] in self._named:
+        if not self.legacy and len(ids) > 1 and ids[0] == self.id_of(_SPACE) and ids[1] in self._named:
             return ids[1:]
         return ids
 
@@ -84,13 +85,18 @@ class LlamaTokenizer:
         }
         return self._named | control | {token.id for token in self._added.values() if token.special}
 
+    def serialized(self) -> bytes:
+        """All that decides how it encodes."""
+        settings = (self.legacy, self._prefix, sorted(self._added.items()), sorted(self.roles.items()))
+        return repr(settings).encode() + self._model.serialized_model_proto()
+
     def adds_bos(self) -> bool:
         return self._add_bos is not False
 
     def _plain(self, text: str) -> list[int]:
         if not text:
             return []
-        if self._legacy or not text.startswith((_SPACE, " ")):
+        if self.legacy or not text.startswith((_SPACE, " ")):
             return self._model.encode(text)
         # Some models strip spaces at the beginning of a text; behind a shield they stay.
         return self._model.encode(self._shield + text)[self._shield_length :]

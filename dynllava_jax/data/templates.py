@@ -7,7 +7,7 @@ token ids. A format is six strings, so there is one renderer and no separator st
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dynllava_jax.errors import InputError
 
@@ -32,6 +32,8 @@ class Template:
         end: text after an answer.
         stop: ends generation when the model writes it; None when the end is the tokenizer's EOS anyway.
         open_cue: in place of `cue` before an answer that is still to come, where the format tells them apart.
+        training: whose label mask training uses: the official `preprocess_v1`, `_llama_2`, `_mpt`, `_plain`, or the
+            one for everything else ("v0").
     """
 
     name: str
@@ -42,6 +44,7 @@ class Template:
     end: str
     stop: str | None = None
     open_cue: str | None = None
+    training: Literal["v1", "llama_2", "mpt", "plain", "v0"] = "v1"
 
     def render(self, turns: Sequence[Turn | tuple[str, str | None]]) -> str:
         """The whole conversation; a last answer of None leaves it open for generation.
@@ -101,6 +104,7 @@ def _roles(name: str, system: str, user: str, assistant: str, separator: str, en
         lead=" ",
         end=end,
         stop=None if end == "</s>" else end,
+        training="v0" if separator == end else "v1",
     )
 
 
@@ -115,13 +119,15 @@ def _chatml(name: str, system: str) -> Template:
         lead="",
         end=end,
         stop=end,
+        training="mpt",
     )
 
 
 def _instruction(name: str, system: str, bos: str) -> Template:
     """Official style LLAMA_2; the first `bos` is the tokenizer's."""
     preamble = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
-    return Template(name, first=f"[INST] {preamble}", later=f"{bos}[INST] ", cue=" [/INST]", lead=" ", end=" </s>")
+    first, later = f"[INST] {preamble}", f"{bos}[INST] "
+    return Template(name, first=first, later=later, cue=" [/INST]", lead=" ", end=" </s>", training="llama_2")
 
 
 _POLITE = "The assistant gives helpful, detailed, and polite answers to the {asker}'s questions."
@@ -156,7 +162,7 @@ _TEMPLATES = {
         _chatml("mpt", _MPT),
         _chatml("chatml_direct", "Answer the questions."),
         # Trained on "<image>caption\n" (`preprocess_plain`) but prompted with "question\n" (`get_prompt`).
-        Template("plain", first="", later="", cue="", lead="", end="\n", stop="\n", open_cue="\n"),
+        Template("plain", first="", later="", cue="", lead="", end="\n", stop="\n", open_cue="\n", training="plain"),
     )
 }
 _ALIASES = {"v1": "vicuna_v1", "mistral_direct": "chatml_direct"}

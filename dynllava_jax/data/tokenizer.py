@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Tokenizer:
         pad_id: never seen by the model; some id that exists.
         vocab_size: one more than the highest id.
         adds_bos: whether a prompt begins with `bos_id`.
+        legacy: whether text behind a special token is tokenised as the beginning of a text (transformers' `legacy`).
     """
 
     backend: Backend
@@ -47,6 +49,7 @@ class Tokenizer:
     pad_id: int
     vocab_size: int
     adds_bos: bool
+    legacy: bool
     _pieces: dict[int, bytes]
     _special: frozenset[int]
 
@@ -81,6 +84,7 @@ class Tokenizer:
             pad_id=next(token for token in (pad, unk, eos) if token is not None),
             vocab_size=max(pieces) + 1,
             adds_bos=bos is not None and backend.adds_bos(),
+            legacy=backend.legacy,
             _pieces=pieces,
             _special=backend.special_ids() | named,
         )
@@ -89,6 +93,11 @@ class Tokenizer:
         """Token ids; special tokens written in the text (`</s>`) become their ids, as in the official code."""
         ids = self.backend.encode(text)
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
+
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that encode alike: what was measured with one holds for the other."""
+        settings = repr((self.bos_id, self.eos_id, self.adds_bos)).encode()
+        return hashlib.sha256(settings + self.backend.serialized()).hexdigest()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; each byte that is no UTF-8 and each id beyond the vocabulary reads U+FFFD."""

@@ -7,7 +7,18 @@ from pathlib import Path
 import jax
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.verify import attention, decode, inputs, nocache, predictors, prefill, token_packer, training, vision
+from dynllava_jax.verify import (
+    attention,
+    decode,
+    inputs,
+    nocache,
+    predictors,
+    prefill,
+    text,
+    token_packer,
+    training,
+    vision,
+)
 from dynllava_jax.verify.cases import Case, Recording
 from dynllava_jax.verify.compare import CaseReport, compare, failed
 from dynllava_jax.verify.computed import Computed
@@ -36,6 +47,7 @@ SUPPORTED: Mapping[str, Callable[[Subject, Case], Computed]] = {
     "12_optimizer_groups": training.optimizer,
     "13_prepare_inputs": inputs.prepare_inputs,
     "14_train_trajectory": training.trajectory,
+    "15_preprocess_text": text.conversations,
 }
 """A case that is not here is reported as unsupported, and nothing is claimed about it."""
 

@@ -1,0 +1,208 @@
+"""How long every sample of a source is, found once and kept in an index file.
+
+N samples of the source.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from dynllava_jax.data.preparation import Preparation
+from dynllava_jax.data.records import SampleError
+from dynllava_jax.data.source import Source
+from dynllava_jax.errors import InputError
+
+_VERSION = 1
+_CHUNK = 512
+_CHUNKS_PER_WORKER = 16
+"""Fewer are not worth a process, which takes seconds to start."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleLengths:
+    """What the plan must know of each sample.
+
+    Attributes:
+        lengths: tokens, image slots included, after cutting; 0 for a sample that cannot be used.
+        uncut: the same before cutting.
+        image_counts: images.
+        failures: samples that cannot be used, by their number, and why.
+        key: of the source's content and of how it is prepared.
+    """
+
+    lengths: Int[np.ndarray, " N"]
+    uncut: Int[np.ndarray, " N"]
+    image_counts: Int[np.ndarray, " N"]
+    failures: dict[int, SampleError]
+    key: str
+
+
+def sample_lengths(source: Source, preparation: Preparation, folder: epath.PathLike, workers: int) -> SampleLengths:
+    """Reads the index of `source` in `folder`, or measures every sample and writes it.
+
+    Pictures are not read: whether they can be is found out when a batch needs them, or by `dynllava data check`.
+
+    Args:
+        source: where samples come from.
+        preparation: how they become tokens.
+        folder: of index files; made when it is not there. Several hosts may share it.
+        workers: processes that measure; 0 does it here.
+
+    Raises:
+        InputError: the folder cannot be written, or a worker process died.
+    """
+    key = hashlib.sha256(
+        json.dumps([_VERSION, source.fingerprint(), len(source), preparation.fingerprint]).encode()
+    ).hexdigest()
+    stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in source.name.split("/")[-1])
+    file = epath.Path(folder) / f"{stem}.lengths-{key[:16]}.npz"
+    if (known := _read(file, key, len(source))) is not None:
+        return known
+    _check_writable(file)
+    found = _measure(source, preparation, workers, key)
+    _write(file, found)
+    return found
+
+
+def index_folder(spec: str, index: str | None) -> epath.Path:
+    """Where the index of the source `spec` lies: in `index` (`data.index`), else beside the source.
+
+    A TFDS data set has no place of its own here; its index lies in the user's cache folder.
+    """
+    if index is not None:
+        return epath.Path(index).expanduser()
+    if spec.startswith("tfds:"):
+        return epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dynllava_jax"
+    return epath.Path(spec).expanduser().parent
+
+
+def _measure(source: Source, preparation: Preparation, workers: int, key: str) -> SampleLengths:
+    from tqdm import tqdm
+
+    count = len(source)
+    found = np.zeros((3, count), np.int32)
+    failures: dict[int, SampleError] = {}
+    with tqdm(total=count, unit=" samples", desc=f"lengths of {source.name}", disable=not sys.stderr.isatty()) as bar:
+        for start, values, failed in _chunks(source, preparation, workers):
+            found[:, start : start + values.shape[1]] = values
+            failures |= failed
+            bar.update(values.shape[1])
+    return SampleLengths(*found, failures=failures, key=key)
+
+
+_Chunk = tuple[int, np.ndarray, dict[int, SampleError]]
+
+
+def _chunks(source: Source, preparation: Preparation, workers: int) -> Iterator[_Chunk]:
+    starts = range(0, len(source), _CHUNK)
+    workers = min(workers, len(starts) // _CHUNKS_PER_WORKER, os.cpu_count() or 1)
+    if workers < 2:
+        yield from (_measure_chunk(source, preparation, start) for start in starts)
+        return
+    # Not forked: the threads of an initialised jax would not survive it.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_Worker.start, initargs=(source, preparation)) as pool:
+            try:
+                yield from pool.map(_Worker.measure, starts)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool:
+        raise InputError(
+            f"A process that measured the samples of {source.name} ended unexpectedly, probably for lack of memory; "
+            "lower data.workers."
+        ) from None
+
+
+class _Worker:
+    """What a worker process keeps between two chunks."""
+
+    source: Source
+    preparation: Preparation
+
+    @classmethod
+    def start(cls, source: Source, preparation: Preparation) -> None:
+        cls.source, cls.preparation = source, preparation
+
+    @classmethod
+    def measure(cls, start: int) -> _Chunk:
+        return _measure_chunk(cls.source, cls.preparation, start)
+
+
+def _measure_chunk(source: Source, preparation: Preparation, start: int) -> _Chunk:
+    stop = min(start + _CHUNK, len(source))
+    values = np.zeros((3, stop - start), np.int32)
+    failures = {}
+    for index in range(start, stop):
+        try:
+            sample, uncut = preparation.sample(source.record(index))
+        except SampleError as error:
+            failures[index] = error
+        else:
+            values[:, index - start] = sample.length, uncut, sample.image_count
+    return start, values, failures
+
+
+def _read(file: epath.Path, key: str, count: int) -> SampleLengths | None:
+    """The index, or None when there is none or it is damaged: it is then made anew."""
+    if not file.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            table, told = content["table"], json.loads(content["failures"].tobytes())
+            same = bytes(content["key"].tobytes()).decode() == key
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _log.warning("the index %s cannot be read (%s) and is made anew", file, error)
+        return None
+    if not same or table.shape != (3, count):
+        return None
+    return SampleLengths(*table, failures={int(index): SampleError(*parts) for index, *parts in told}, key=key)
+
+
+def _write(file: epath.Path, found: SampleLengths) -> None:
+    told = [[index, error.id, error.reason, error.detail] for index, error in sorted(found.failures.items())]
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        table=np.stack([found.lengths, found.uncut, found.image_counts]),
+        failures=np.frombuffer(json.dumps(told).encode(), np.uint8),
+        key=np.frombuffer(found.key.encode(), np.uint8),
+    )
+    # Whole or not there at all, also when several hosts write it at the same time.
+    partial = _partial(file)
+    partial.write_bytes(content.getvalue())
+    partial.replace(file)
+    _log.info("lengths of %d samples written to %s", found.lengths.size, file)
+
+
+def _check_writable(file: epath.Path) -> None:
+    """Before the work rather than after it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _partial(file).write_bytes(b"")
+        _partial(file).unlink()
+    except OSError as error:
+        raise InputError(
+            f"The index of token lengths cannot be written to {file.parent} ({error.strerror or error}); set "
+            "data.index to a folder that can."
+        ) from None
+
+
+def _partial(file: epath.Path) -> epath.Path:
+    return file.with_name(f".{file.name}.{os.uname().nodename}-{os.getpid()}.tmp")

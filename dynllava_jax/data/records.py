@@ -1,0 +1,83 @@
+"""One sample as LLaVA writes it in JSON: an id, pictures, and a conversation about them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dynllava_jax.data.templates import Turn
+from dynllava_jax.errors import InputError
+
+
+class SampleError(InputError):
+    """A sample that cannot be used. A run stops at it or leaves its row empty, as `data.on_error` says.
+
+    Attributes:
+        id: the sample's.
+        reason: a few words, the same for all samples with this fault, so that they can be counted.
+        detail: what is special about this one.
+    """
+
+    def __init__(self, id: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"Sample {id!r}: {reason}{detail and f' ({detail})'}.")
+        self.id, self.reason, self.detail = id, reason, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleError, (self.id, self.reason, self.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A conversation and where its pictures are.
+
+    Attributes:
+        id: unique in a well-made data set, but nothing depends on it.
+        images: paths relative to the source's image folder, or whatever its `picture` reads: file bytes, an array.
+        turns: questions with answers. A question may hold `<image>` marks, as many in all as there are pictures.
+    """
+
+    id: str
+    images: tuple[str | bytes | np.ndarray, ...]
+    turns: tuple[Turn, ...]
+
+
+def read_record(value: Any, where: str) -> Record:
+    """A sample `{"id", "image": path or list of them, "conversations": [{"from", "value"}, …]}`.
+
+    `images` is read as `image` is. As in the official preprocessing, an answer that opens a conversation is left out.
+
+    Args:
+        value: what the JSON parser gave.
+        where: file and place; also the id of a sample without one.
+
+    Raises:
+        SampleError: names `where`, the id and the field that is missing or wrong.
+    """
+    if not isinstance(value, Mapping):
+        raise SampleError(where, "malformed record", f"{where} is no JSON object")
+    id = str(value.get("id", where))
+
+    def wrong(what: str) -> SampleError:
+        return SampleError(id, "malformed record", f"{where}: {what}")
+
+    images = value.get("image", value.get("images"))
+    images = () if images is None else tuple(images) if isinstance(images, (list, tuple)) else (images,)
+    if not all(isinstance(image, (str, bytes, np.ndarray)) and len(image) for image in images):
+        raise wrong("image must be a path or a list of paths")
+    sentences = value.get("conversations")
+    if not isinstance(sentences, (list, tuple)) or not sentences:
+        raise wrong("conversations must be a list of questions and answers")
+    texts = []
+    for number, sentence in enumerate(sentences):
+        speaker, text = (sentence.get(key) for key in ("from", "value")) if isinstance(sentence, Mapping) else (0, 0)
+        if speaker not in ("human", "gpt") or not isinstance(text, str):
+            raise wrong(f'conversations[{number}] must be {{"from": "human" or "gpt", "value": text}}')
+        if number == 0 and speaker == "gpt":
+            continue
+        if speaker != ("human", "gpt")[len(texts) % 2]:
+            raise wrong(f"conversations[{number}] is a second one from {speaker} in a row")
+        texts.append(text)
+    if not texts or len(texts) % 2:
+        raise wrong("the last question has no answer")
+    return Record(id, images, tuple(map(Turn, texts[::2], texts[1::2])))
