@@ -193,6 +193,7 @@ class TrainConfig:
         model: preset; with `init.checkpoint` it must agree with the checkpoint. None: the checkpoint's own.
         sparsity: what is dropped; None: the model's own.
         template: conversation format; None: the model's own.
+        image_aspect: "pad" or "crop", see `ImagePrep`; None: the model's own.
         mesh: devices by axis, see `sharding.mesh.make_mesh`.
         global_batch_size: samples of one optimizer step, over all devices.
         device_batch_size: samples that one device holds at a time; None: all of its share. The rest is accumulated.
@@ -208,6 +209,7 @@ class TrainConfig:
     model: str | None = "dynamic_llava_7b"
     sparsity: SparsityConfig | None = None
     template: str | None = None
+    image_aspect: Literal["pad", "crop"] | None = None
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
