@@ -109,7 +109,7 @@ def _preset_sparsity(values: dict[str, Any], given: dict[str, Any], where: str) 
         return to_json(get_preset(model).sparsity)
     if absent := [field.name for field in dataclasses.fields(SparsityConfig) if field.name not in given]:
         raise InputError(
-            f"{where}.sparsity lacks {absent[0]}: only with a preset in {where}.model may it state less than everything."
+            f"{where}.sparsity lacks {absent[0]}; it must state everything when {where}.model names no preset."
         )
     return {}
 

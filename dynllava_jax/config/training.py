@@ -11,9 +11,18 @@ from dynllava_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Where the weights come from: a model checkpoint (predictors that it lacks are made from `seed`), or `seed`."""
+    """Where the weights come from.
+
+    Attributes:
+        checkpoint: a model or training checkpoint; predictors that it lacks are made from `seed`. None: all is.
+        fresh: what is made from `seed` although the checkpoint has it.
+        tokenizer: folder with the tokenizer's files; None: the checkpoint's own.
+        seed: of parameters that no checkpoint gives.
+    """
 
     checkpoint: str | None = None
+    fresh: tuple[Literal["projector", "predictors"], ...] = ()
+    tokenizer: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

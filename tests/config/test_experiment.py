@@ -143,5 +143,5 @@ def test_a_missing_file_and_its_wrong_keys_are_named(tmp_path: Path) -> None:
 
 def test_sparsity_without_a_preset_must_be_whole(tmp_path: Path) -> None:
     body = "dict(model=None, init=dict(checkpoint='here'), sparsity=dict(image_keep_rate=0.3))"
-    with pytest.raises(InputError, match=r"config\.sparsity lacks sparse_layer: only with a preset"):
+    with pytest.raises(InputError, match=r"config\.sparsity lacks sparse_layer; it must state everything"):
         read(tmp_path, body)
