@@ -11,6 +11,9 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": "llava_1_5_7b",
+            # Not the first stage's, which its checkpoint would pass on.
+            "template": "vicuna_v1",
+            "image_aspect": "pad",
             "data": {"require_image": False},
             "optimizer": {"learning_rate": 2e-5},
             "global_batch_size": 128,

@@ -65,7 +65,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer.freeze_decoder": True,
         "global_batch_size": 256,
     },
-    "llava_finetune": LLAVA | {"model": "llava_1_5_7b", "optimizer.learning_rate": 2e-5, "global_batch_size": 128},
+    "llava_finetune": LLAVA
+    | {
+        "model": "llava_1_5_7b",
+        "template": "vicuna_v1",
+        "image_aspect": "pad",
+        "optimizer.learning_rate": 2e-5,
+        "global_batch_size": 128,
+    },
     "tiny": {"model": "tiny", "dtype": "float32", "global_batch_size": 8, "data.max_length": 256},
 }
 

@@ -25,6 +25,9 @@ SPARSITY = SparsityConfig()
 ROWS, SIZE, KEPT = 6, 50, 10
 
 
+overlap = jax.jit(overlap, static_argnames="kept")
+
+
 def judged(margin: Any, mask: Any = None, tau: float = 1.0, seed: int = 0) -> Judged:
     """What a predictor with these margins leads to under Gumbel noise."""
     margin = jnp.asarray(margin, jnp.float32)
