@@ -3,22 +3,20 @@
 A predictor can collapse while the loss still falls: it keeps everything, drops everything, or keeps the same
 positions of every image.
 
-R rows (images, or samples with an answer), N tokens judged in a row.
+R images of a batch, N tokens of one.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.sparsify.select import top_k
+from dynllava_jax.training.decisions import Decisions, Verdict
 
-PLACES = ("image", "output", "instruct")
+_PLACES = ("image", "output", "instruct")
 
 _ALL, _NONE = 0.98, 0.02
 """Rates from which on everything counts as kept, or dropped, where the target lies within."""
@@ -28,98 +26,97 @@ _APART = 0.15
 """Distance from which on training and inference keep different shares."""
 
 
-class Judged(NamedTuple):
-    """What one predictor said in a training step.
+def health(trained: Decisions, used: Decisions) -> dict[str, Float[Array, ""]]:
+    """Numbers about every predictor, `PLACE_NAME`; NaN where one had nothing to judge.
 
-    Attributes:
-        logits: keep and drop, before the noise.
-        kept: the decisions that training took, with the noise: 1 or 0.
-        mask: which tokens it had to judge.
-    """
-
-    logits: Float[Array, "R N 2"]
-    kept: Float[Array, "R N"]
-    mask: Bool[Array, "R N"]
-
-
-def decisions(judged: Judged) -> dict[str, Float[Array, ""]]:
-    """Numbers about one predictor; NaN where it had nothing to judge.
+    Args:
+        trained: what training decided about a batch, with the noise.
+        used: what inference would decide about the same batch.
 
     Returns:
         soft_rate: mean keep probability.
-        gumbel_rate: share kept by training's noisy decisions.
-        argmax_rate: share kept without the noise, which is inference's rule for answers.
-        spread: deviation of the margin keep - drop within a row, mean over rows.
+        gumbel_rate: share of tokens that training kept.
+        inference_rate: share of the same tokens that inference would keep.
+        spread: deviation of the margin keep - drop among the tokens of an image or answer, mean over these.
         entropy: of the keep probability, mean over tokens, in bits: 1 undecided, 0 certain.
+        image_overlap: how alike the images' kept positions are, see `overlap`, and image_overlap_chance.
     """
-    logits = judged.logits.astype(jnp.float32)
-    margin = logits[..., 0] - logits[..., 1]
+    numbers = {}
+    for place, verdict in trained.verdicts().items():
+        if verdict.logits is not None:
+            found = _decided(verdict) | {"inference_rate": _mean(used.verdicts()[place].keep, verdict.judged)}
+            numbers |= {f"{place}_{name}": value for name, value in found.items()}
+    if used.image is not None:
+        kept = used.image.keep.reshape(-1, used.image.keep.shape[-1])
+        present = used.image.judged.reshape(kept.shape)[:, 0]
+        numbers |= {"image_overlap": overlap(kept, present), "image_overlap_chance": _by_chance(kept, present)}
+    return numbers
+
+
+def _decided(verdict: Verdict) -> dict[str, Float[Array, ""]]:
+    assert verdict.logits is not None
+    margin = (verdict.logits[..., 0] - verdict.logits[..., 1]).astype(jnp.float32)
     keep = jax.nn.sigmoid(margin)
     bits = (jax.nn.softplus(margin) - keep * margin) / math.log(2)
-    count = jnp.sum(judged.mask, axis=-1)
-    centre = _sum(margin, judged.mask, axis=-1) / jnp.maximum(count, 1)
-    variance = _sum((margin - centre[:, None]) ** 2, judged.mask, axis=-1) / jnp.maximum(count, 1)
+    count = jnp.sum(verdict.judged, axis=-1)
+    centre = _sum(margin, verdict.judged, axis=-1) / jnp.maximum(count, 1)
+    variance = _sum((margin - centre[..., None]) ** 2, verdict.judged, axis=-1) / jnp.maximum(count, 1)
     return {
-        "soft_rate": _mean(keep, judged.mask),
-        "gumbel_rate": _mean(judged.kept.astype(jnp.float32), judged.mask),
-        "argmax_rate": _mean((margin > 0).astype(jnp.float32), judged.mask),
+        "soft_rate": _mean(keep, verdict.judged),
+        "gumbel_rate": _mean(verdict.keep, verdict.judged),
         "spread": _mean(jnp.sqrt(variance), count > 0),
-        "entropy": _mean(bits, judged.mask),
+        "entropy": _mean(bits, verdict.judged),
     }
 
 
-def overlap(judged: Judged, kept: int) -> Float[Array, ""]:
-    """How alike the images' kept positions are: intersection over union, mean over pairs of images.
+def overlap(kept: Float[Array, "R N"], present: Bool[Array, " R"]) -> Float[Array, ""]:
+    """Intersection over union of the kept positions, mean over pairs of images.
 
     Args:
-        judged: rows are images, judged whole or (those that only fill the batch) not at all.
-        kept: K, of inference's top-k.
+        kept: 1 or 0.
+        present: rows that are images.
 
     Returns:
         1 for the same positions everywhere; NaN for fewer than two images.
     """
-    rows, size = judged.mask.shape
-    logits = judged.logits.astype(jnp.float32)
-    index = top_k((logits[..., 0] - logits[..., 1])[None], kept)[0]
-    chosen = jnp.zeros((rows, size)).at[jnp.arange(rows)[:, None], index].set(1.0)
-    common = chosen @ chosen.T
-    there = jnp.any(judged.mask, axis=-1)
-    pairs = there[:, None] & there[None] & ~jnp.eye(rows, dtype=bool)
-    return _mean(common / (2 * kept - common), pairs)
+    kept = jnp.round(kept)
+    common, count = kept @ kept.T, jnp.sum(kept, axis=-1)
+    union = count[:, None] + count[None] - common
+    pairs = present[:, None] & present[None] & ~jnp.eye(len(present), dtype=bool)
+    return _mean(common / jnp.maximum(union, 1.0), pairs)
 
 
-def overlap_by_chance(kept: int, size: int) -> float:
-    """What `overlap` is near for random positions."""
-    common = kept * kept / size
-    return common / (2 * kept - common)
+def _by_chance(kept: Float[Array, "R N"], present: Bool[Array, " R"]) -> Float[Array, ""]:
+    """What `overlap` is near for random positions, as many as are kept."""
+    rate = _mean(jnp.mean(kept, axis=-1), present)
+    return rate / (2.0 - rate)
 
 
-def gradient_norms(gradients: Any) -> dict[str, Float[Array, ""]]:
-    """The norm of each part's gradient: projector, decoder, image_predictor, …; parts without one are absent."""
+def gradient_norms(gradients: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+    """The norm of each part's gradient by the first word of its paths: projector, decoder, image_predictor, …"""
     squares: dict[str, Array] = {}
-    for path, leaf in nnx.to_flat_state(gradients):
-        value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        part = str(path[0])
-        squares[part] = squares.get(part, jnp.zeros(())) + jnp.sum(jnp.square(value.astype(jnp.float32)))
+    for path, gradient in gradients.items():
+        part = path.partition("/")[0]
+        squares[part] = squares.get(part, jnp.zeros(())) + jnp.sum(jnp.square(gradient.astype(jnp.float32)))
     return {part: jnp.sqrt(square) for part, square in squares.items()}
 
 
-def warnings(health: Mapping[str, float], sparsity: SparsityConfig) -> Sequence[str]:
+def warnings(numbers: Mapping[str, float], sparsity: SparsityConfig) -> Sequence[str]:
     """One sentence for each sign of collapse, with the setting to try.
 
     Args:
-        health: `PLACE/NAME` -> number, NAME as in `decisions`, and `image/overlap`, `image/overlap_chance`.
+        numbers: what `health` gives.
         sparsity: the rates asked for.
     """
     return [
         sentence
-        for place in PLACES
-        for sentence in _rate_warnings(health, place, getattr(sparsity, f"{place}_keep_rate"))
-    ] + _overlap_warnings(health)
+        for place in _PLACES
+        for sentence in _rate_warnings(numbers, place, getattr(sparsity, f"{place}_keep_rate"))
+    ] + _overlap_warnings(numbers)
 
 
-def _rate_warnings(health: Mapping[str, float], place: str, target: float) -> list[str]:
-    rate, argmax = health.get(f"{place}/gumbel_rate", math.nan), health.get(f"{place}/argmax_rate", math.nan)
+def _rate_warnings(numbers: Mapping[str, float], place: str, target: float) -> list[str]:
+    rate, used = numbers.get(f"{place}_gumbel_rate", math.nan), numbers.get(f"{place}_inference_rate", math.nan)
     asked = f"{rate:.0%} where {target:.0%} is asked for"
     if rate > _ALL > target:
         return [
@@ -131,16 +128,16 @@ def _rate_warnings(health: Mapping[str, float], place: str, target: float) -> li
             f"The {place} predictor drops everything ({asked}): try a smaller optimizer.predictor_learning_rate, or a "
             "larger gumbel.start, whose noise lets it see both choices."
         ]
-    if place != "image" and abs(rate - argmax) > _APART:  # images are selected by top-k, which hits its rate always
+    if place != "image" and abs(rate - used) > _APART:  # images are selected by top-k, which hits its rate always
         return [
-            f"The {place} predictor keeps {rate:.0%} in training, and would keep {argmax:.0%} in use, without noise: "
+            f"The {place} predictor keeps {rate:.0%} in training, and would keep {used:.0%} in use, without noise: "
             "try a smaller gumbel.end, or train longer."
         ]
     return []
 
 
-def _overlap_warnings(health: Mapping[str, float]) -> list[str]:
-    found, chance = health.get("image/overlap", math.nan), health.get("image/overlap_chance", math.nan)
+def _overlap_warnings(numbers: Mapping[str, float]) -> list[str]:
+    found, chance = numbers.get("image_overlap", math.nan), numbers.get("image_overlap_chance", math.nan)
     if not found > _SAME > chance:
         return []
     return [

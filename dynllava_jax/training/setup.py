@@ -1,10 +1,8 @@
-"""What a config settles before any device works: the model, its tokenizer and template, how a batch is divided."""
+"""What a config settles before any device works: the model, its tokenizer and its template."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint import store
 from dynllava_jax.config.json_codec import to_json
@@ -14,7 +12,6 @@ from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.templates import Template, get_template
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
-from dynllava_jax.sharding.rules import RULES
 
 
 class Subject(NamedTuple):
@@ -100,39 +97,3 @@ def _files(config: TrainConfig) -> Path:
     if config.init.checkpoint is None:
         raise InputError("A run without init.checkpoint needs init.tokenizer, a folder with the tokenizer's files.")
     return Path(config.init.checkpoint) / store.FILES
-
-
-class Division(NamedTuple):
-    """How a global batch is worked off.
-
-    Attributes:
-        per_device: samples of each device, in all.
-        at_once: of these at a time.
-        accumulation: how many times.
-    """
-
-    per_device: int
-    at_once: int
-    accumulation: int
-
-
-def divide_batch(config: TrainConfig, mesh: Mesh) -> Division:
-    """`device_batch_size` is a limit: the largest size up to it that divides a device's share is taken.
-
-    Raises:
-        InputError: the mesh does not divide `global_batch_size`.
-    """
-    (over,) = RULES.activation(("batch",))
-    parts = 1
-    for axis in over:
-        parts *= mesh.shape[axis]
-    if config.global_batch_size % parts:
-        spelled = ",".join(f"{axis}={mesh.shape[axis]}" for axis in over)
-        raise InputError(
-            f"global_batch_size {config.global_batch_size} cannot be split over mesh {spelled}; make it a multiple of "
-            f"{parts}."
-        )
-    share = config.global_batch_size // parts
-    limit = min(share, config.device_batch_size or share)
-    at_once = next(size for size in range(limit, 0, -1) if share % size == 0)
-    return Division(share, at_once, share // at_once)

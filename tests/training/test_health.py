@@ -7,113 +7,112 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.training.health import (
-    Judged,
-    decisions,
-    gradient_norms,
-    overlap,
-    overlap_by_chance,
-    warnings,
-)
+from dynllava_jax.sparsify.gumbel import straight_through
+from dynllava_jax.sparsify.select import top_k
+from dynllava_jax.training.decisions import Decisions, Verdict
+from dynllava_jax.training.health import gradient_norms, health, overlap, warnings
 
 SPARSITY = SparsityConfig()
 ROWS, SIZE, KEPT = 6, 50, 10
+BY_CHANCE = 0.2 / 1.8
 
 
-overlap = jax.jit(overlap, static_argnames="kept")
-
-
-def judged(margin: Any, mask: Any = None, tau: float = 1.0, seed: int = 0) -> Judged:
-    """What a predictor with these margins leads to under Gumbel noise."""
-    margin = jnp.asarray(margin, jnp.float32)
+@jax.jit
+def _health(margin: jax.Array, mask: jax.Array, noise: jax.Array) -> Any:
+    """Of margins [R, N] as those of images (one a sample) and of answers."""
     logits = jnp.stack([margin, jnp.zeros_like(margin)], axis=-1)
-    noise = jax.random.gumbel(jax.random.key(seed), logits.shape)
-    kept = jnp.argmax((logits + noise) / tau, axis=-1) == 0
-    mask = jnp.ones(margin.shape, bool) if mask is None else jnp.asarray(mask)
-    return Judged(logits, kept.astype(jnp.float32), mask)
+    kept = straight_through(logits, noise, 1.0)
+    best = jnp.sum(jax.nn.one_hot(top_k(margin[:, None], KEPT), margin.shape[1]), axis=-2)
+    miss = jnp.zeros(len(margin))
+    image = Verdict(logits[:, None], kept[:, None], mask[:, None], miss)
+    text = Verdict(logits, jnp.where(mask, kept, 1.0), mask, miss)
+    trained = Decisions(None, image, text, text)
+    by_sign = text._replace(keep=jnp.where(mask, margin > 0, 1.0).astype(jnp.float32))
+    return health(trained, Decisions(None, image._replace(keep=best), by_sign, by_sign))
 
 
-def drawn(seed: int = 0, rows: int = ROWS) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, SIZE)).astype(np.float32)
+def numbers(margin: Any, mask: Any = None, extra: tuple[int, int] = (0, 0)) -> dict[str, float]:
+    """`extra` rows and tokens of padding are given to the batch."""
+    margin = np.asarray(margin, np.float32)
+    mask = np.ones(margin.shape, bool) if mask is None else np.asarray(mask)
+    noise = np.array(jax.random.gumbel(jax.random.key(0), (*margin.shape, 2)))
+    pad = tuple((0, more) for more in extra)
+    margin = np.pad(margin, pad, constant_values=1e4)
+    found = _health(margin, np.pad(mask, pad), np.pad(noise, (*pad, (0, 0))))
+    return {name: float(value) for name, value in found.items()}
 
 
-def health(place: str, of: Judged) -> dict[str, float]:
-    found = {f"{place}/{name}": float(value) for name, value in jax.jit(decisions)(of).items()}
-    if place == "image":
-        found["image/overlap"] = float(overlap(of, KEPT))
-        found["image/overlap_chance"] = overlap_by_chance(KEPT, SIZE)
-    return found
+def only(place: str, margin: Any) -> dict[str, float]:
+    return {name: value for name, value in numbers(margin).items() if name.startswith(place)}
+
+
+def drawn(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((ROWS, SIZE)).astype(np.float32)
 
 
 def test_numbers_of_known_margins() -> None:
-    found = health(
-        "output", judged([[math.log(3.0), -math.log(3.0)], [math.log(3.0), 99.0]], [[True, True], [True, False]])
-    )
-    assert found["output/soft_rate"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
-    assert found["output/argmax_rate"] == pytest.approx(2 / 3)
-    assert found["output/entropy"] == pytest.approx(0.811278, abs=1e-5)
-    assert found["output/spread"] == pytest.approx(math.log(3.0) / 2, rel=1e-5)
+    margin, mask = np.full((2, SIZE), math.log(3.0)), np.zeros((2, SIZE), bool)
+    margin[0, 1], mask[0, :2], mask[1, 0] = -math.log(3.0), True, True
+    found = numbers(margin, mask)
+    assert found["output_soft_rate"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
+    assert found["output_inference_rate"] == pytest.approx(2 / 3)
+    assert found["output_entropy"] == pytest.approx(0.811278, abs=1e-5)
+    assert found["output_spread"] == pytest.approx(math.log(3.0) / 2, rel=1e-5)
+    assert found["image_overlap_chance"] == pytest.approx(BY_CHANCE)
+    assert len(found) == 3 * 5 + 2
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-200.0, 200.0))
 def test_padding_changes_nothing_and_all_is_finite(seed: int, scale: float) -> None:
-    margin = drawn(seed) * scale
-    plain = health("output", judged(margin))
-    wide = np.concatenate([margin, np.full((ROWS, 7), 1e4, np.float32)], axis=1)
-    wide = np.concatenate([wide, np.full((2, SIZE + 7), -1e4, np.float32)])
-    mask = np.zeros(wide.shape, bool)
-    mask[:ROWS, :SIZE] = True
-    padded = judged(wide, mask)
-    padded = padded._replace(kept=padded.kept.at[:ROWS, :SIZE].set(judged(margin).kept))
-    found = health("output", padded)
-    assert all(math.isfinite(value) for value in found.values())
-    assert found == pytest.approx(plain, rel=1e-4, abs=1e-4)
-    assert 0.0 <= found["output/entropy"] <= 1.0
+    margin = drawn(seed) * np.float32(scale)
+    plain, padded = only("output", margin), numbers(margin, extra=(2, 7))
+    assert all(math.isfinite(value) for value in plain.values())
+    assert {name: padded[name] for name in plain} == pytest.approx(plain, rel=1e-4, abs=1e-4)
+    assert 0.0 <= plain["output_entropy"] <= 1.0
 
 
 def test_nothing_to_judge_is_no_number() -> None:
-    empty = judged(drawn(), np.zeros((ROWS, SIZE), bool))
-    assert all(math.isnan(value) for value in health("output", empty).values())
-    assert math.isnan(overlap(empty, KEPT))
-    assert warnings(health("image", empty), SPARSITY) == []
+    empty = numbers(drawn(), np.zeros((ROWS, SIZE), bool))
+    assert all(math.isnan(value) for value in empty.values())
+    assert warnings(empty, SPARSITY) == []
     assert warnings({}, SPARSITY) == []
 
 
-def test_overlap_of_the_same_of_random_and_of_disjoint_positions() -> None:
-    same = np.tile(drawn()[:1], (ROWS, 1))
-    assert overlap(judged(same), KEPT) == pytest.approx(1.0)
-    rows = 100
-    assert overlap(judged(drawn(rows=rows)), KEPT) == pytest.approx(overlap_by_chance(KEPT, SIZE), abs=0.01)
-    apart = np.eye(5).repeat(KEPT, axis=1)
-    assert overlap(judged(apart), KEPT) == pytest.approx(0.0)
+def kept(*rows: range) -> jax.Array:
+    return jnp.stack([jnp.zeros(SIZE).at[np.asarray(row)].set(1.0) for row in rows])
+
+
+def test_overlap_of_the_same_of_apart_and_of_random_positions() -> None:
+    there = jnp.ones(2, bool)
+    assert overlap(kept(range(9), range(9)), there) == 1.0
+    assert overlap(kept(range(9), range(9, 18)), there) == 0.0
+    assert overlap(kept(range(10), range(5, 15)), there) == pytest.approx(1 / 3)
+    assert numbers(drawn())["image_overlap"] == pytest.approx(BY_CHANCE, abs=0.05)
     # Rows that only fill the batch are no images.
-    mask = np.ones((ROWS, SIZE), bool)
-    mask[-2:] = False
-    mixed = np.concatenate([same[:-2], drawn(7)[:2]])
-    assert overlap(judged(mixed, mask), KEPT) == pytest.approx(1.0)
+    mixed = kept(range(9), range(30, 39), range(9))
+    assert overlap(mixed, jnp.array([True, False, True])) == 1.0
+    assert math.isnan(overlap(mixed, jnp.array([True, False, False])))
 
 
 def test_gradient_norms_by_part() -> None:
-    state = nnx.State(
-        {
-            "decoder": {"a": nnx.Param(jnp.array([3.0])), "b": nnx.Param(jnp.array([4.0]))},
-            "projector": {"c": nnx.Param(jnp.ones(4, jnp.bfloat16))},
-        }
-    )
-    assert {part: float(norm) for part, norm in gradient_norms(state).items()} == {"decoder": 5.0, "projector": 2.0}
+    gradients = {
+        "decoder/a": jnp.array([3.0]),
+        "decoder/b/kernel": jnp.array([4.0]),
+        "projector/c": jnp.ones(4, jnp.bfloat16),
+    }
+    assert {part: float(norm) for part, norm in gradient_norms(gradients).items()} == {"decoder": 5.0, "projector": 2.0}
 
 
 @pytest.mark.parametrize("place", ["image", "output"])
 def test_a_healthy_predictor_is_not_warned_of(place: str) -> None:
     target = getattr(SPARSITY, f"{place}_keep_rate")
     margin = 3.0 * drawn() + 4.0 * math.log(target / (1 - target)) / 2
-    assert warnings(health(place, judged(margin)), SPARSITY) == []
+    assert warnings(only(place, margin), SPARSITY) == []
 
 
 @pytest.mark.parametrize(
@@ -129,11 +128,11 @@ def test_a_healthy_predictor_is_not_warned_of(place: str) -> None:
     ],
 )
 def test_each_collapse_is_named_with_what_to_try(place: str, margin: np.ndarray, words: list[str]) -> None:
-    (sentence,) = warnings(health(place, judged(margin)), SPARSITY)
+    (sentence,) = warnings(only(place, margin), SPARSITY)
     for word in words:
         assert word in sentence
 
 
 def test_targets_beyond_the_limits_are_no_collapse() -> None:
-    keeps_all = health("output", judged(drawn() + 15.0))
+    keeps_all = only("output", drawn() + 15.0)
     assert warnings(keeps_all, SparsityConfig(output_keep_rate=1.0)) == []

@@ -5,19 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.presets import tiny
 from dynllava_jax.config.training import InitConfig, LogConfig, OptimizerConfig, TrainConfig
 from dynllava_jax.errors import InputError
-from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.testing.tokenizer import write_tokenizer
 from dynllava_jax.training.identity import check_same_run, identity
-from dynllava_jax.training.setup import divide_batch, settle
+from dynllava_jax.training.setup import settle
 
 DATA = DataConfig(max_length=128)
 
@@ -69,37 +65,6 @@ def test_random_weights_need_a_tokenizer(tokenizer_folder: Path, tmp_path: Path)
 def test_samples_must_fit_the_context(checkpoint: Path) -> None:
     with pytest.raises(InputError, match=r"data\.max_length 1024 exceeds the decoder's context of 512"):
         settle(run(checkpoint, data=DataConfig(max_length=1024)))
-
-
-@pytest.mark.parametrize(
-    ("mesh", "batch", "limit", "expected"),
-    [
-        ("fsdp=-1", 64, None, (8, 8, 1)),
-        ("fsdp=-1", 64, 4, (8, 4, 2)),
-        ("fsdp=-1", 48, 4, (6, 3, 2)),
-        ("data=2,tensor=4", 64, 5, (32, 4, 8)),
-        ("data=1", 8, 16, (8, 8, 1)),
-    ],
-)
-def test_a_batch_is_divided(mesh: str, batch: int, limit: int | None, expected: tuple[int, int, int]) -> None:
-    config = TrainConfig(global_batch_size=batch, device_batch_size=limit)
-    assert divide_batch(config, make_mesh(mesh)) == expected
-
-
-@given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 40)))
-def test_every_sample_has_its_turn(share: int, limit: int | None) -> None:
-    found = divide_batch(
-        TrainConfig(global_batch_size=share, device_batch_size=limit), make_mesh("data=1", jax.devices()[:1])
-    )
-    assert found.at_once * found.accumulation == found.per_device == share
-    assert limit is None or found.at_once <= limit
-
-
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="global_batch_size 12 cannot be split over mesh data=4,fsdp=2; make it a mult"
-    ):
-        divide_batch(TrainConfig(global_batch_size=12), make_mesh("data=4,fsdp=2"))
 
 
 BASE = TrainConfig()
