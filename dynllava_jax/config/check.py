@@ -17,12 +17,13 @@ def check_fields(config: Any) -> None:
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not _fits(value, hints[field.name]):
-            raise InputError(
-                f"{type(config).__name__}.{field.name} must be {_spell(hints[field.name])}, not {value!r} "
-                f"({type(value).__name__})."
-            )
+        check_type(getattr(config, field.name), hints[field.name], f"{type(config).__name__}.{field.name}")
+
+
+def check_type(value: Any, hint: Any, name: str) -> None:
+    """Raises InputError when `value`, called `name`, is not what `hint` says."""
+    if not _fits(value, hint):
+        raise InputError(f"{name} must be {_spell(hint)}, not {value!r} ({type(value).__name__}).")
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from dynllava_jax.config.check import check_type
 from dynllava_jax.errors import InputError
 
 Config = TypeVar("Config")
@@ -27,7 +28,7 @@ def from_json(cls: type[Config], value: Any, where: str) -> Config:
 
     Args:
         cls: the dataclass wanted.
-        value: what the JSON parser gave.
+        value: what the JSON parser gave; tuples count as lists.
         where: the file (and key) that errors name.
 
     Raises:
@@ -54,7 +55,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
         return _build(_choose(value, classes, where), value, where)
     if classes and not (value is None and type(None) in typing.get_args(hint)):
         raise InputError(f"{where} must be an object, not {value!r}.")
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         items = typing.get_args(hint) or (Any,)
         return tuple(_decode(item, items[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -82,6 +83,7 @@ def _build(cls: type, value: dict[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, names, 1, 0.0)
             raise InputError(f"{where}.{key} is unknown; {f'the nearest key is {near[0]}' if near else 'remove it'}.")
         fields[key] = _decode(item, hints[key], f"{where}.{key}")
+        check_type(fields[key], hints[key], f"{where}.{key}")
     try:
         return cls(**fields)
     except InputError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.model import ImagePrep, ModelConfig, TextPrep
 from dynllava_jax.config.sparsity import MlpPredictor, SparsityConfig, TransformerPredictor
-from dynllava_jax.config.vision import VisionConfig
+from dynllava_jax.config.vision import TokenPackerProjector, VisionConfig
 from dynllava_jax.errors import InputError
 
 _LLAMA_13B = DecoderConfig(
@@ -32,6 +32,11 @@ def dynamic_llava_7b() -> ModelConfig:
 def dynamic_llava_13b() -> ModelConfig:
     """Dynamic-LLaVA-13B."""
     return ModelConfig(decoder=_LLAMA_13B)
+
+
+def dynamic_tokenpacker_7b() -> ModelConfig:
+    """Dynamic-LLaVA-7B on TokenPacker: 57 of an image's 144 tokens go beyond layer 2 (paper table 2)."""
+    return ModelConfig(projector=TokenPackerProjector(), sparsity=SparsityConfig(image_keep_rate=0.4))
 
 
 def dynamic_llava_34b() -> ModelConfig:
@@ -119,6 +124,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
         llava_1_5_13b,
         dynamic_llava_7b,
         dynamic_llava_13b,
+        dynamic_tokenpacker_7b,
         dynamic_llava_34b,
         dynamic_llava_70b,
         demo,

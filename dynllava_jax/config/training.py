@@ -11,9 +11,18 @@ from dynllava_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Where the weights come from: a model checkpoint (predictors that it lacks are made from `seed`), or `seed`."""
+    """Where the weights come from.
+
+    Attributes:
+        checkpoint: a model or training checkpoint; predictors that it lacks are made from `seed`. None: all is.
+        fresh: what is made from `seed` although the checkpoint has it.
+        tokenizer: folder with the tokenizer's files; None: the checkpoint's own.
+        seed: of parameters that no checkpoint gives.
+    """
 
     checkpoint: str | None = None
+    fresh: tuple[Literal["projector", "predictors"], ...] = ()
+    tokenizer: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -193,6 +202,7 @@ class TrainConfig:
         model: preset; with `init.checkpoint` it must agree with the checkpoint. None: the checkpoint's own.
         sparsity: what is dropped; None: the model's own.
         template: conversation format; None: the model's own.
+        image_aspect: "pad" or "crop", see `ImagePrep`; None: the model's own.
         mesh: devices by axis, see `sharding.mesh.make_mesh`.
         global_batch_size: samples of one optimizer step, over all devices.
         device_batch_size: samples that one device holds at a time; None: all of its share. The rest is accumulated.
@@ -208,6 +218,7 @@ class TrainConfig:
     model: str | None = "dynamic_llava_7b"
     sparsity: SparsityConfig | None = None
     template: str | None = None
+    image_aspect: Literal["pad", "crop"] | None = None
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

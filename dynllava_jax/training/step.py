@@ -25,6 +25,7 @@ from dynllava_jax.sharding.specs import activation_constraint, replicated
 from dynllava_jax.training.cross_entropy import supervised
 from dynllava_jax.training.decisions import Decisions, GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
+from dynllava_jax.training.health import gradient_norms
 from dynllava_jax.training.loss import LossOutput, Shares, compute_loss, shares
 from dynllava_jax.training.optimizer import Optimizer
 from dynllava_jax.training.schedule import temperature
@@ -136,6 +137,7 @@ class Trainer:
         gradients, metrics = self._gradients(self._cast(params), frozen, parts, tau)
         update = self.optimizer.update(params, gradients, adam, step)
         rates = self.optimizer.learning_rates(step)
+        metrics |= {f"grad_norm/{part}": norm for part, norm in gradient_norms(gradients).items()}
         metrics |= {
             "grad_norm": update.norm,
             "tau": tau,

@@ -33,6 +33,8 @@ def test_published_keep_rates() -> None:
     config = presets.dynamic_llava_7b()
     assert (config.image_tokens, config.kept_image_tokens, config.layers_used) == (576, 115, 23)
     assert (config.sparsity.sparse_layer, config.sparsity.output_keep_rate) == (2, 0.5)
+    packed = presets.dynamic_tokenpacker_7b()
+    assert (packed.image_tokens, packed.kept_image_tokens) == (144, 57)
     dense = presets.llava_1_5_7b()
     assert dense.kept_image_tokens == 576
     assert dense.sparsity.output_selector is None
