@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "a conversation in the terminal",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in",
+    "data": "pack training data into shards, or check it",
     "verify": "compare with numbers recorded from the official code",
     "doctor": "versions, devices, what runs where",
 }

@@ -81,7 +81,7 @@ def _elements(file: Path, view: mmap.mmap, start: int) -> Iterator[tuple[int, in
             if close or bool(comma) == first or text[gap.end() : gap.end() + 1] != "{":
                 raise ValueError("an object was expected")
             end = decode(text, gap.end())[1]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if size and start + size >= len(view):
                 raise InputError(f"{file} is no list of JSON objects: byte {start + at} and after: {error}.") from None
             # The window may only have ended too soon: it moves, or grows where one element is larger.

@@ -41,10 +41,10 @@ class JsonSource:
         """
         for path in (file, images or ""):
             if "://" in path:
+                packed = f"{path.rsplit('/', 1)[0]}/packed"
                 raise InputError(
                     f"{path}: JSON and loose images cannot be read from a bucket; make shards of a local copy with "
-                    f"'dynllava data pack --source FILE --images DIR --out {path.rsplit('/', 1)[0]}/packed' and give "
-                    "that as data.source."
+                    f"'dynllava data pack FILE {packed} --images DIR' and give {packed} as data.source."
                 )
         path, folder = Path(file).expanduser(), Path(images).expanduser() if images else Path(file).parent.expanduser()
         if not path.is_file():
@@ -63,7 +63,7 @@ class JsonSource:
         where = f"{self.name}, sample {index}"
         try:
             value = json.loads(self._bytes()[start:end])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(where, "malformed record", f"no JSON: {error}") from None
         return read_record(value, where)
 

@@ -97,6 +97,18 @@ class Manifest:
             raise InputError(f"{file} is no manifest of packed shards ({error}); pack the data again.") from None
 
 
+def array_record() -> Any:
+    """The library that reads and writes shards.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module("array_record.python.array_record_module")
+    except ImportError as error:
+        raise InputError(f"Packed shards need the extra train ({error}); pip install 'dynllava_jax[train]'.") from None
+
+
 def is_remote(path: epath.Path | str) -> bool:
     return "://" in str(path)
 

@@ -56,7 +56,7 @@ def read_record(value: Any, where: str) -> Record:
     """
     if not isinstance(value, Mapping):
         raise SampleError(where, "malformed record", f"{where} is no JSON object")
-    id = str(value.get("id", where))
+    id = where if value.get("id") is None else str(value["id"])
 
     def wrong(what: str) -> SampleError:
         return SampleError(id, "malformed record", f"{where}: {what}")
@@ -78,6 +78,10 @@ def read_record(value: Any, where: str) -> Record:
         if speaker != ("human", "gpt")[len(texts) % 2]:
             raise wrong(f"conversations[{number}] is a second one from {speaker} in a row")
         texts.append(text)
+    try:
+        "".join([id, *texts]).encode()
+    except UnicodeEncodeError:
+        raise wrong("its text has half a character (a lone surrogate)") from None
     if not texts or len(texts) % 2:
         raise wrong("the last question has no answer")
     return Record(id, images, tuple(map(Turn, texts[::2], texts[1::2])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from dynllava_jax.data.manifest import Shard, is_remote
+from dynllava_jax.data.manifest import Shard, array_record, is_remote
 from dynllava_jax.data.records import Record
 
 _OPTIONS = "group_size:1,uncompressed"
@@ -40,9 +40,7 @@ class ShardWriter:
     def add(self, record: Record, pictures: Sequence[bytes]) -> None:
         """Appends a sample whose `images` become `pictures`."""
         if self._writer is None:
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self._writer = ArrayRecordWriter(str(self._unfinished), _OPTIONS)
+            self._writer = array_record().ArrayRecordWriter(str(self._unfinished), _OPTIONS)
         for picture in pictures:
             self._writer.write(picture)
         places = list(range(self._pictures, self._pictures + len(pictures)))

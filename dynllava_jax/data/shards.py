@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dynllava_jax.data.image import load_image
-from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, Shard, folder, is_remote
+from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, Shard, array_record, folder, is_remote
 from dynllava_jax.data.records import Record, SampleError
 from dynllava_jax.data.templates import Turn
 from dynllava_jax.errors import InputError
@@ -88,23 +88,26 @@ class ShardSource:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
-    def damaged(self, shard: Shard) -> bool:
-        """Whether a shard's content is no longer what was packed (reads it whole)."""
+    def damaged(self) -> tuple[str, ...]:
+        """The shards whose content is no longer what was packed (reads them whole)."""
+        return tuple(shard.file for shard in self.manifest.shards if self._sha256(shard) != shard.sha256)
+
+    def _sha256(self, shard: Shard) -> str:
         digest = hashlib.sha256()
         with (folder(self.name) / shard.file).open("rb") as file:
             while block := file.read(2**22):
                 digest.update(block)
-        return digest.hexdigest() != shard.sha256
+        return digest.hexdigest()
 
     def _read(self, number: int, place: int) -> bytes:
         reader = self._readers.get(number)
         if reader is None:
-            from array_record.python.array_record_module import ArrayRecordReader
-
             shard = self.manifest.shards[number]
             path = folder(self.name) / shard.file
             # Given as the library wants it: it reads buckets by itself and reports a missing file as an empty one.
-            reader = ArrayRecordReader(str(path) if is_remote(path) else str(path.resolve()), _RANDOM_ACCESS)
+            reader = array_record().ArrayRecordReader(
+                str(path) if is_remote(path) else str(path.resolve()), _RANDOM_ACCESS
+            )
             if reader.num_records() != shard.pictures + shard.samples:
                 raise RuntimeError(f"it has {reader.num_records()} records instead of {shard.pictures + shard.samples}")
             self._readers[number] = reader

@@ -85,6 +85,10 @@ def test_chatml_learns_each_answer_and_its_end(name: str, turns: list[tuple[str,
     assert _learned(made).replace(" ", "") == "".join(f"{answer}<|im_end|>" for _, answer in turns).replace(" ", "")
 
 
+def test_an_unknown_token_is_no_padding() -> None:
+    assert "<unk>" in _learned(tokenize_conversation(_TOKENIZER, get_template("v1"), _record(("q", "a <unk> b"))))
+
+
 def test_several_pictures_stay_where_they_are() -> None:
     template = get_template("v1")
     made = tokenize_conversation(_TOKENIZER, template, _record(("Is <image> like <image>?", "no"), images=2))

@@ -108,6 +108,7 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, text: str, says: str)
         ({"conversations": [{"from": "human", "value": 3}]}, r"conversations\[0\] must be"),
         ({"conversations": ["q"]}, r"conversations\[0\] must be"),
         ({"conversations": 2 * [{"from": "human", "value": "q"}]}, r"conversations\[1\] is a second one from human"),
+        (sample(question="a \ud800 b"), "half a character"),
         (sample(image=3), "image must be a path"),
         (sample(image=[""]), "image must be a path"),
     ],
@@ -121,11 +122,13 @@ def test_a_malformed_record_is_named(tmp_path: Path, value: Any, says: str) -> N
 
 def test_a_broken_line_spoils_no_other(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
-    file.write_bytes(json.dumps(sample()).encode() + b'\n{"id": \xff}\n' + json.dumps(sample("c")).encode())
+    broken = (b'{"id": \xff}', b'{"id": ' + b"[" * 100_000, b"x")
+    file.write_bytes(b"\n".join([json.dumps(sample()).encode(), *broken, json.dumps(sample("c")).encode()]))
     source = open_source(str(file))
-    assert source.record(2).id == "c"
-    with pytest.raises(SampleError, match=r"data\.jsonl, sample 1.*no JSON"):
-        source.record(1)
+    assert source.record(len(source) - 1).id == "c"
+    for index in range(1, 1 + len(broken)):
+        with pytest.raises(SampleError, match=rf"data\.jsonl, sample {index}.*no JSON"):
+            source.record(index)
 
 
 def test_an_answer_in_front_is_left_out(tmp_path: Path) -> None:
@@ -168,8 +171,8 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("gs://bucket/train.json",), "dynllava data pack .*--out gs://bucket/packed"),
-        (("{file}", "gs://bucket/images"), "dynllava data pack .*--out gs://bucket/packed"),
+        (("gs://bucket/train.json",), "dynllava data pack FILE gs://bucket/packed --images DIR"),
+        (("{file}", "gs://bucket/images"), "dynllava data pack FILE gs://bucket/packed --images DIR"),
         (("{file}", "{file}/none"), "The image folder .* does not exist"),
         (("none.json",), r"none\.json does not exist"),
         (("{file}", None, "a:b"), r"takes no data\.adapter"),

@@ -77,7 +77,7 @@ def test_shards_hold_what_the_source_holds(data: Path, source: JsonSource, tmp_p
     record = packed.record(0)
     shards = ShardSource.open(str(tmp_path / "out"))
     assert shards.encoded(record, 0) == (data / "0.jpg").read_bytes()
-    assert not any(shards.damaged(shard) for shard in made.shards)
+    assert shards.damaged() == ()
 
 
 def test_a_short_side_shrinks_what_is_larger(source: JsonSource, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_damage_is_named(source: JsonSource, tmp_path: Path) -> None:
     for place, failing in ((text, "record"), (whole.find(b"\xff\xd8\xff") + 200, "picture")):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         opened = ShardSource.open(str(out))
-        assert opened.damaged(shard)
+        assert opened.damaged() == (shard.file,)
         with pytest.raises(SampleError, match=r"00000\.arrayrecord") as error:
             opened.record(0) if failing == "record" else opened.picture(opened.record(0), 0)
         assert error.value.reason == "damaged shard"

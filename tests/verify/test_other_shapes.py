@@ -22,6 +22,7 @@ CASES = (
     "08_instruct_prefill",
     "09_multi_turn_kv",
     "13_prepare_inputs",
+    "15_preprocess_text",
 )
 PATCHES, KEPT = GRID**2, 10  # int(36 · 0.29)
 
