@@ -8,27 +8,25 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
+import re
 import sys
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from dynllava_jax.data.manifest import folder
 from dynllava_jax.data.preparation import Preparation
 from dynllava_jax.data.records import SampleError
 from dynllava_jax.data.source import Source
+from dynllava_jax.data.workers import in_order
 from dynllava_jax.errors import InputError
 
 _VERSION = 1
-_CHUNK = 512
-_CHUNKS_PER_WORKER = 16
-"""Fewer are not worth a process, which takes seconds to start."""
+_WORTH_A_PROCESS = 5000
+"""Samples that are measured in the seconds that a process takes to start."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,25 +50,26 @@ class SampleLengths:
     key: str
 
 
-def sample_lengths(source: Source, preparation: Preparation, folder: epath.PathLike, workers: int) -> SampleLengths:
-    """Reads the index of `source` in `folder`, or measures every sample and writes it.
+def sample_lengths(source: Source, preparation: Preparation, index: epath.PathLike, workers: int) -> SampleLengths:
+    """Reads the index of `source` in the folder `index`, or measures every sample and writes it.
 
     Pictures are not read: whether they can be is found out when a batch needs them, or by `dynllava data check`.
 
     Args:
         source: where samples come from.
         preparation: how they become tokens.
-        folder: of index files; made when it is not there. Several hosts may share it.
+        index: a folder, made when it is not there. Several hosts may share it.
         workers: processes that measure; 0 does it here.
 
     Raises:
-        InputError: the folder cannot be written, or a worker process died.
+        InputError: the folder cannot be written.
+        CheckError: a worker process was killed.
     """
     key = hashlib.sha256(
         json.dumps([_VERSION, source.fingerprint(), len(source), preparation.fingerprint]).encode()
     ).hexdigest()
-    stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in source.name.split("/")[-1])
-    file = epath.Path(folder) / f"{stem}.lengths-{key[:16]}.npz"
+    stem = re.sub(r"[^\w.-]", "_", source.name.rstrip("/").split("/")[-1])
+    file = epath.Path(index) / f"{stem}.lengths-{key[:16]}.npz"
     if (known := _read(file, key, len(source))) is not None:
         return known
     _check_writable(file)
@@ -85,78 +84,41 @@ def index_folder(spec: str, index: str | None) -> epath.Path:
     A TFDS data set has no place of its own here; its index lies in the user's cache folder.
     """
     if index is not None:
-        return epath.Path(index).expanduser()
+        return folder(index)
     if spec.startswith("tfds:"):
         return epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dynllava_jax"
-    return epath.Path(spec).expanduser().parent
+    return folder(spec).parent
 
 
 def _measure(source: Source, preparation: Preparation, workers: int, key: str) -> SampleLengths:
     from tqdm import tqdm
 
     count = len(source)
-    found = np.zeros((3, count), np.int32)
+    table = np.zeros((3, count), np.int32)
     failures: dict[int, SampleError] = {}
-    with tqdm(total=count, unit=" samples", desc=f"lengths of {source.name}", disable=not sys.stderr.isatty()) as bar:
-        for start, values, failed in _chunks(source, preparation, workers):
-            found[:, start : start + values.shape[1]] = values
-            failures |= failed
-            bar.update(values.shape[1])
-    return SampleLengths(*found, failures=failures, key=key)
+    results = in_order(_Measure(source, preparation), range(count), min(workers, count // _WORTH_A_PROCESS))
+    label = f"lengths of {source.name}"
+    for index, result in enumerate(tqdm(results, label, count, unit=" samples", disable=not sys.stderr.isatty())):
+        if isinstance(result, SampleError):
+            failures[index] = result
+        else:
+            table[:, index] = result
+    return SampleLengths(*table, failures=failures, key=key)
 
 
-_Chunk = tuple[int, np.ndarray, dict[int, SampleError]]
-
-
-def _chunks(source: Source, preparation: Preparation, workers: int) -> Iterator[_Chunk]:
-    starts = range(0, len(source), _CHUNK)
-    workers = min(workers, len(starts) // _CHUNKS_PER_WORKER, os.cpu_count() or 1)
-    if workers < 2:
-        yield from (_measure_chunk(source, preparation, start) for start in starts)
-        return
-    # Not forked: the threads of an initialised jax would not survive it.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, context, initializer=_Worker.start, initargs=(source, preparation)) as pool:
-            try:
-                yield from pool.map(_Worker.measure, starts)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        raise InputError(
-            f"A process that measured the samples of {source.name} ended unexpectedly, probably for lack of memory; "
-            "lower data.workers."
-        ) from None
-
-
-class _Worker:
-    """What a worker process keeps between two chunks."""
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Measures one sample, in whatever process."""
 
     source: Source
     preparation: Preparation
 
-    @classmethod
-    def start(cls, source: Source, preparation: Preparation) -> None:
-        cls.source, cls.preparation = source, preparation
-
-    @classmethod
-    def measure(cls, start: int) -> _Chunk:
-        return _measure_chunk(cls.source, cls.preparation, start)
-
-
-def _measure_chunk(source: Source, preparation: Preparation, start: int) -> _Chunk:
-    stop = min(start + _CHUNK, len(source))
-    values = np.zeros((3, stop - start), np.int32)
-    failures = {}
-    for index in range(start, stop):
+    def __call__(self, index: int) -> tuple[int, int, int] | SampleError:
         try:
-            sample, uncut = preparation.sample(source.record(index))
+            sample, uncut = self.preparation.sample(self.source.record(index))
         except SampleError as error:
-            failures[index] = error
-        else:
-            values[:, index - start] = sample.length, uncut, sample.image_count
-    return start, values, failures
+            return error
+        return sample.length, uncut, sample.image_count
 
 
 def _read(file: epath.Path, key: str, count: int) -> SampleLengths | None:

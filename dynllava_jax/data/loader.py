@@ -20,7 +20,7 @@ from dynllava_jax.data.dataset import Dataset
 from dynllava_jax.data.plan import FILLER, RunPlan
 from dynllava_jax.data.records import SampleError
 from dynllava_jax.data.spans import Sample
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import CheckError, InputError
 
 _FIRST_ROWS = 1000
 """Skipped samples are a share of at least so many, so that one bad sample in the first batch does not end a run."""
@@ -79,8 +79,8 @@ class Loader:
         """The next step's rows.
 
         Raises:
-            InputError: a sample cannot be read (`on_error` "fail"), more than `max_skipped` cannot, or a worker
-                process died.
+            InputError: a sample cannot be read (`on_error` "fail"), or more than `max_skipped` cannot.
+            CheckError: a worker process was killed.
         """
         if self._step >= self._steps:
             raise StopIteration
@@ -89,7 +89,7 @@ class Loader:
         except RuntimeError as error:
             if (code := re.search(r"terminated unexpectedly with (exit code -?\d+)", str(error))) is None:
                 raise
-            raise InputError(
+            raise CheckError(
                 f"A process that reads samples ended with {code[1]} before step {self._step}; if memory or /dev/shm "
                 "ran out, lower data.workers."
             ) from None

@@ -39,7 +39,7 @@ def in_order(work: Callable[[int], T], numbers: range, workers: int) -> Iterator
             yield from waiting.popleft().result()
             waiting.extend(pool.submit(_run, chunk) for chunk in itertools.islice(chunks, 1))
     except concurrent.futures.process.BrokenProcessPool:
-        raise CheckError("A worker process was killed, mostly for want of memory; use fewer --workers.") from None
+        raise CheckError("A worker process was killed, mostly for want of memory; use fewer workers.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -3,7 +3,6 @@
 Axis legend: B rows of a global batch, R rows of it that this process holds.
 """
 
-import contextlib
 import dataclasses
 import math
 import queue
@@ -84,7 +83,8 @@ class Feed:
         check_same_plan(plan)
         self._mesh, self._rules, self._size = mesh, rules, plan.samples.shape[1]
         self._loader = Loader(dataset, plan, config, rows=rows, start_step=start_step)
-        self._ready: queue.Queue[Any] = queue.Queue(config.prefetch)
+        self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._room = threading.Semaphore(config.prefetch)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
         self._thread.start()
@@ -96,12 +96,13 @@ class Feed:
         """The next step's batch.
 
         Raises:
-            InputError: what `Loader` raises.
+            InputError, CheckError: what `Loader` raises.
         """
         if self._closing.is_set():
             raise StopIteration
         got = self._ready.get()
         if isinstance(got, DeviceBatch):
+            self._room.release()
             return got
         self.close()
         raise got
@@ -115,25 +116,21 @@ class Feed:
     def close(self) -> None:
         """Ends the thread and the worker processes; may be called twice."""
         self._closing.set()
+        self._room.release()
         self._thread.join()
         self._loader.close()
 
     def _fill(self) -> None:
         try:
             for host in self._loader:
-                batch = to_devices(host.batch, self._size, self._mesh, self._rules)
-                self._offer(DeviceBatch(host.step, batch, host.ids, host.failures))
+                self._room.acquire()
                 if self._closing.is_set():
                     return
-            self._offer(StopIteration())
+                batch = to_devices(host.batch, self._size, self._mesh, self._rules)
+                self._ready.put(DeviceBatch(host.step, batch, host.ids, host.failures))
+            self._ready.put(StopIteration())
         except BaseException as error:  # raised again where the batch is asked for
-            self._offer(error)
-
-    def _offer(self, item: Any) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=0.1)
-                break
+            self._ready.put(error)
 
 
 def process_rows(batch: int, mesh: Mesh, rules: Rules = RULES) -> Int[np.ndarray, " R"]:

@@ -14,7 +14,7 @@ from dynllava_jax.config.data import DataConfig
 from dynllava_jax.data.dataset import Dataset
 from dynllava_jax.data.loader import HostBatch, Loader
 from dynllava_jax.data.plan import FILLER, RunPlan, make_plan
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import CheckError, InputError
 from tests.data.memory_source import MemorySource, make_dataset
 
 _BROKEN = ("memory-3", "memory-17")
@@ -95,6 +95,7 @@ def test_broken_samples_stop_a_run(tmp_path: Path) -> None:
         list(Loader(*_run(tmp_path, _BROKEN, on_error="skip", max_skipped=0.04)))
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_and_their_death_is_an_error(tmp_path: Path) -> None:
     dataset, _, config = _run(tmp_path, workers=2)
     # More steps than could wait in any buffer.
@@ -108,6 +109,6 @@ def test_workers_give_the_same_and_their_death_is_an_error(tmp_path: Path) -> No
         for worker in multiprocessing.active_children():
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(InputError, match=r"ended with exit code -9 before step \d+; .*lower data.workers"):
+        with pytest.raises(CheckError, match=r"ended with exit code -9 before step \d+; .*lower data.workers"):
             list(loader)
     assert not multiprocessing.active_children()

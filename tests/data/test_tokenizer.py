@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -119,6 +120,14 @@ def test_added_tokens_are_found_first_and_swallow_spaces(tmp_path: Path) -> None
     assert ids == [*tokenizer.encode("car", add_bos=False), 512, 513]
     assert tokenizer.decode(ids) == "car<im_start>"
     assert tokenizer.vocab_size == 514
+
+
+def test_a_fingerprint_is_of_what_decides_the_ids(tmp_path: Path, byte_level: Tokenizer) -> None:
+    (tmp_path / "legacy").mkdir()
+    variant = Tokenizer.load(_variant(tmp_path / "legacy", legacy=not _GOLDEN.legacy))
+    same = [pickle.loads(pickle.dumps(each)).fingerprint() for each in (_GOLDEN, byte_level)]
+    assert same == [_GOLDEN.fingerprint(), byte_level.fingerprint()]
+    assert len({*same, variant.fingerprint()}) == 3
 
 
 def test_without_prefix_space(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches arrive on the mesh as the plan says, and the feed ends when it is told to."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_it_closes_before_its_end(tmp_path: Path) -> None:
     dataset, plan, config = _run(tmp_path, (1,), prefetch=1, on_error="skip", max_skipped=1.0)
     feed = Feed(dataset, plan, make_mesh("data=2"), config)
     assert next(feed).step == 0
+    time.sleep(0.2)  # long enough for the thread to wait for room
     feed.close()
     feed.close()
     assert not _feed_threads()
