@@ -10,6 +10,8 @@ import pytest
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8", JAX_DEFAULT_MATMUL_PRECISION="highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Test programs run once on a handful of numbers: half the time went into optimising their machine code.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
