@@ -174,7 +174,8 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
 
 
 def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
-    if name in _BUILT_IN:
+    own = name not in _BUILT_IN
+    if not own:
         if name == "learned" and context.place in ("tower", "embed"):
             raise InputError(f"SparsityConfig.{context.place}_selector has no learned form; use random or stride.")
         name = _BUILT_IN[name][context.judges_text]
@@ -193,7 +194,7 @@ def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"Selector {name}: module {module_name} has no {attribute}{hint}") from None
-    if not callable(make):
+    if own and not isinstance(make, type):
         raise InputError(f"Selector {name} is a {type(make).__name__}, not a class.")
     return cast(Callable[..., Any], make)
 
