@@ -99,7 +99,8 @@ def _batch(args: argparse.Namespace) -> int:
     failed = [record["error"] for record in records if "error" in record]
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(records)} requests were bad and have an error in their place: {failed[0]}"
+            f"--batch {args.batch}: {len(failed)} of {len(records)} requests were bad (an error in each one's place); "
+            f"the first: {failed[0]}"
         )
     return 0
 

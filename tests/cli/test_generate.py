@@ -80,7 +80,8 @@ def test_batch_answers_in_order_and_names_the_bad_line(
     assert "colour" in answers[3]["error"]
     assert "image and images" in answers[4]["error"]
     assert "line 8" in answers[6]["error"]
-    assert err.splitlines()[-1].startswith("dynllava: error: 4 of 7 requests were bad")
+    assert err.startswith(f"dynllava: error: --batch {file}: 4 of 7 requests were bad")
+    assert "missing.jpg" in err
 
     assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0
     alone = json.loads(capsys.readouterr().out)
