@@ -37,7 +37,7 @@ class ImageView:
 
     `features` are the tower's output (place tower), the projector's output (embed) or the hidden states that enter
     decoder layer `sparse_layer` (image), one row per image token. `hidden`, `kind` (the token kinds of
-    `sparsify.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
+    `data.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
     sequence at place image and None before it. `attention` is filled when the selector `wants_attention`: that of
     CLS over the patches (tower) or of the sequence's last query over the image tokens (image).
     `keys` holds one key per sample, made from that sample's own seed. `kept` is K in this call, static: a caller may
