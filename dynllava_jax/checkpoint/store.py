@@ -86,7 +86,7 @@ def write(
         progress: is told the bytes of each finished item.
 
     Raises:
-        InputError: `dst` is taken. Whatever else fails leaves no trace on disk.
+        InputError: `dst` is taken, or the disk refuses it. Whatever fails leaves no trace on disk.
     """
     check_free(dst)
     partial = dst.with_name(dst.name + ".tmp")
@@ -99,8 +99,10 @@ def write(
         if dst.exists():
             dst.rmdir()
         partial.rename(dst)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{dst} cannot be written: {error.strerror or error}.") from error
         raise
 
 

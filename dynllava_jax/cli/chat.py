@@ -6,6 +6,7 @@ from typing import Any
 
 from dynllava_jax.cli.generate import image_source
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+from dynllava_jax.errors import InputError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,14 +18,23 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads questions until an empty line or the end of input; Ctrl-C ends an answer, twice the chat."""
+    """Reads questions until an empty line or the end of input; Ctrl-C ends an answer, twice the chat.
+
+    Someone at a terminal may put a refused question in other words; from a pipe it ends the chat.
+    """
     draw = sampler(args.temperature, args.top_p, args.top_k)
     assistant = load_model(args)
     chat = assistant.chat([image_source(image) for image in args.image or ()], dense=args.dense)
     if sys.stdin.isatty():
         print("Ask; an empty line ends the chat.", file=sys.stderr)
     while question := _read():
-        stream = chat.stream(question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed)
+        try:
+            stream = chat.stream(question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed)
+        except InputError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f"dynllava: {error}", file=sys.stderr)
+            continue
         try:
             for piece in stream:
                 print(piece, end="", flush=True)

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.convert.from_torch import DTYPES, Report, convert
 
 
@@ -26,9 +26,7 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument(
         "--no-predictors", action="store_true", help="keep a base LLaVA dense instead of adding untrained predictors"
     )
-    command.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="the report as JSON, alone on stdout or in FILE"
-    )
+    add_json(command)
     command.set_defaults(run=run)
 
 
@@ -48,10 +46,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.json is None:
         print(_text(report))
-    elif args.json == "-":
-        print(json.dumps(dataclasses.asdict(report)))
     else:
-        Path(args.json).write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+        write_json(args.json, [dataclasses.asdict(report)])
     return 0
 
 

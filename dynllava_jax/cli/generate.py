@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 2 when a line of `--batch` was bad."""
+    """Returns 0; a bad line of `--batch` is raised as InputError once the others are answered."""
     if args.batch is not None:
         return _batch(args)
     if args.stream and args.json is not None:
@@ -96,15 +96,18 @@ def _batch(args: argparse.Namespace) -> int:
         answer = request if isinstance(request, InputError) else next(answers)
         records.append({"error": str(answer)} if isinstance(answer, InputError) else answer.as_dict())
     write_json(args.json or "-", records)
-    failed = sum("error" in record for record in records)
+    failed = [record["error"] for record in records if "error" in record]
     if failed:
-        print(f"dynllava: {failed} of {len(records)} requests were bad.", file=sys.stderr)
-    return 2 if failed else 0
+        raise InputError(
+            f"--batch {args.batch}: {len(failed)} of {len(records)} requests were bad (an error in each one's place); "
+            f"the first: {failed[0]}"
+        )
+    return 0
 
 
 def _read_batch(args: argparse.Namespace) -> list[Any]:
     try:
-        lines = args.batch.read_text(encoding="utf-8").splitlines()
+        lines = args.batch.read_text(encoding="utf-8").split("\n")  # a JSON string may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--batch {args.batch} cannot be read: {error}") from error
     requests: list[Any] = []
@@ -133,10 +136,12 @@ def _request(line: str, args: argparse.Namespace) -> Any:
         raise InputError("needs an object with a question.")
     if unknown := sorted(set(asked) - set(_KEYS)):
         raise InputError(f"has the unknown key {unknown[0]!r}; keys are {', '.join(_KEYS)}.")
-    images = asked.get("images", [asked["image"]] if asked.get("image") else [])
+    if "image" in asked and "images" in asked:
+        raise InputError("has both image and images; give one of them.")
+    images = asked.get("images", [asked["image"]] if "image" in asked else [])
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise InputError("images must be a list of paths or addresses.")
-    wishes = {key: asked.get(key, getattr(args, key)) for key in _KEYS[3:]}
+    wishes = {key: getattr(args, key) if asked.get(key) is None else asked[key] for key in _KEYS[3:]}
     _check_numbers(wishes)
     return Request(
         asked["question"],

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
     try:
         args = _parse(argv)
-        logging.basicConfig(level=logging.WARNING, format="dynllava: %(message)s", stream=sys.stderr)
+        _log_to_stderr(debug)
         logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
         return args.run(args)
     except (InputError, CheckError) as error:
@@ -58,6 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"dynllava: error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _log_to_stderr(debug: bool) -> None:
+    """Warnings, of other packages too (JAX logs a whole traceback where a plugin finds no chip), in one line each."""
+    logging.basicConfig(level=logging.WARNING, format="dynllava: %(message)s", stream=sys.stderr)
+    if not debug:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+        record.msg = f"{record.getMessage()}: {' '.join(str(record.exc_info[1]).split())} (--debug shows where)"
+        record.args = record.exc_info = record.exc_text = None
+    return True
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -31,6 +31,9 @@ def load_model(args: argparse.Namespace) -> Any:
     """The assistant that the options describe; says on stderr when its answers mean nothing."""
     from dynllava_jax.inference.load import load
 
+    for option in ("keep_rate", "selector"):
+        if args.dense and getattr(args, option) is not None:
+            raise InputError(f"--dense drops nothing, so --{option.replace('_', '-')} would have no effect; drop one.")
     assistant = load(
         args.model,
         mesh=args.mesh,

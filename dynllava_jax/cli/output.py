@@ -10,7 +10,26 @@ from dynllava_jax.errors import InputError
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, alone on stdout or in FILE")
+    parser.add_argument(
+        "--json", nargs="?", const="-", type=_target, metavar="FILE", help="JSON, alone on stdout or in FILE"
+    )
+
+
+def _target(where: str) -> str:
+    """Refuses a FILE that cannot be written now, not after minutes of work."""
+    path = Path(where)
+    if where != "-" and (path.is_dir() or not path.parent.is_dir()):
+        why = "it is a folder" if path.is_dir() else "there is no such folder"
+        raise argparse.ArgumentTypeError(f"{where} cannot be written: {why}")
+    return where
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Makes it now, so that a place that cannot be written is not found out after minutes of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {folder} cannot be written: {error.strerror}.") from error
 
 
 def write_json(where: str, records: Iterable[Any]) -> None:

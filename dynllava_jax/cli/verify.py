@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, make_folder, write_json
 from dynllava_jax.verify.tolerance import PLATFORMS
 
 
@@ -31,12 +31,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    import jax
+
     from dynllava_jax.verify import report as text
     from dynllava_jax.verify.cases import read_recording
-    from dynllava_jax.verify.runner import verify
+    from dynllava_jax.verify.runner import device_of, verify
 
     recording = read_recording(args.cases)
     names = recording.choose(args.case)
+    if args.platform == "cpu" and not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")  # no accelerator is started, and none need be there
+    device_of(args.platform)
+    if args.dump is not None:
+        make_folder("--dump", args.dump)
     out = sys.stderr if args.json == "-" else sys.stdout
     print(f"converting {recording.checkpoint} …", file=sys.stderr)
     print(text.header(), file=out)

@@ -1,6 +1,7 @@
 """Checks that every config dataclass runs on itself, so that a wrong value is named at once."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def check_type(value: Any, hint: Any, name: str) -> None:
 
 def check_positive(config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{type(config).__name__}.{name} must be above 0, not {getattr(config, name)!r}.")
 
 

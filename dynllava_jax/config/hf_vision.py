@@ -104,6 +104,6 @@ def _side(source: Source, key: str, default: int) -> int:
 
 def _floats(source: Source, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
     value = source.get(key, default)
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
         raise InputError(f"{source.file}: {key} must be three numbers, not {value!r}.")
     return (float(value[0]), float(value[1]), float(value[2]))

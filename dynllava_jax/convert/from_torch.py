@@ -19,7 +19,7 @@ from dynllava_jax.config.model import ModelConfig, TextPrep
 from dynllava_jax.convert import tower as towers
 from dynllava_jax.convert.plan import Plan, make_plan
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
-from dynllava_jax.convert.table import LAYOUTS, OFFICIAL, Layout
+from dynllava_jax.convert.table import LAYOUTS, OFFICIAL, PREDICTOR, Layout
 from dynllava_jax.convert.tower import Tower
 from dynllava_jax.data.prompt import round_ids
 from dynllava_jax.data.templates import get_template
@@ -96,7 +96,7 @@ def convert(
     notes: list[str] = []
     own, given = _find_towers(source, vision_tower, notes)
     config = _config(source, own, given, template, notes)
-    base = "sparse_config" not in source.config
+    base = _is_base(source)
     if base and predictors:
         learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
         config = dataclasses.replace(config, sparsity=learned)
@@ -166,6 +166,18 @@ def _open(src: Path) -> _Checkpoint:
         kind = "llava-hf (text_config)" if is_llava_hf(config) else "official"
         raise InputError(f"{src}: config.json is of the {kind} kind, but the tensors' names are {layouts[0].name}'s.")
     return _Checkpoint(src, config, weights, layouts[0])
+
+
+def _is_base(source: _Checkpoint) -> bool:
+    """Whether it is a LLaVA without predictors, by its config; its tensors must say the same."""
+    if source.config.get("sparse_config") is not None:
+        return False
+    if found := [name for name in source.weights.infos if PREDICTOR.match(name)]:
+        raise InputError(
+            f"{source.folder / 'config.json'} has no sparse_config, but the weights hold predictors ({found[0]} and "
+            f"{len(found) - 1} more); add the sparse_config that they were trained with."
+        )
+    return True
 
 
 def _find_towers(source: _Checkpoint, given: Path | None, notes: list[str]) -> tuple[Tower | None, Tower | None]:

@@ -34,7 +34,13 @@ class Step:
 
     def read(self, dtype: np.dtype | None) -> np.ndarray:
         leaf = self.rule.transform.apply(self.weights.read(self.rule.source))
-        return leaf if dtype is None else leaf.astype(dtype)
+        if dtype is None:
+            return leaf
+        with np.errstate(over="ignore"):
+            cast = leaf.astype(dtype)
+        if np.isinf(cast).any() and not np.isinf(leaf).any():
+            raise InputError(f"{self.rule.source} holds values beyond {dtype.name}; use --dtype bfloat16 or float32.")
+        return cast
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,6 +155,7 @@ TEXT_PREDICTORS = {
     "instruct_score_predictor.": "instruct_predictor/",
 }
 
+PREDICTOR = re.compile(r"model\.(image|output_text|instruct)_score_predictor\.")
 UNUSED_IN_TOWER = re.compile(r"post_layernorm\.(weight|bias)|embeddings\.position_ids")
 UNUSED_IN_DECODER = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 CLIP_TEXT = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")

@@ -96,7 +96,7 @@ class Chat:
         end = self._template.end.strip() or self._template.end
         ended = answer[-1] in self._engine.stop_ids or end in tokenizer.decode(answer, skip_special=False)
         closing = [] if ended else tokenizer.encode(self._template.end, add_bos=False)
-        return [*unfed, *closing, *continuation_ids(tokenizer, self._template, question)]
+        return [*unfed, *closing, *self._prepare.known(continuation_ids(tokenizer, self._template, question))]
 
     def _further(self, request: Request, length: int, run: Run) -> Prepared:
         used = run.held[0]["shallow"] + length

@@ -49,7 +49,7 @@ class Preparer:
             raise InputError(f"The question comes with {len(images)} images; this model is set up for {most}.")
         text = get_template(self.config.text_prep.template).render([Turn(question)])
         sample = expand(
-            tokenize_prompt(self.tokenizer, text),
+            self.known(tokenize_prompt(self.tokenizer, text)),
             None,
             image_tokens=self.config.image_tokens,
             round_ids=self.config.text_prep.round_ids,
@@ -57,6 +57,15 @@ class Preparer:
         budget = self.budget(sample.length, request.max_new_tokens)
         pixels = [preprocess(load_image(image), self.config.image_prep) for image in images]
         return Prepared(sample, pixels, budget, request.sampler, request.seed)
+
+    def known(self, ids: list[int]) -> list[int]:
+        """The same ids. Raises InputError for one that the model has no embedding of."""
+        if (largest := max(ids)) >= self.config.decoder.vocab_size:
+            raise InputError(
+                f"The question has the token {largest}, but the model knows {self.config.decoder.vocab_size}; its "
+                "tokenizer belongs to another model, or the question spells a special token."
+            )
+        return ids
 
     def budget(self, used: int, wanted: int | None) -> int:
         """Answer tokens that are allowed after `used` tokens.

@@ -37,7 +37,7 @@ class ImageView:
 
     `features` are the tower's output (place tower), the projector's output (embed) or the hidden states that enter
     decoder layer `sparse_layer` (image), one row per image token. `hidden`, `kind` (the token kinds of
-    `sparsify.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
+    `data.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
     sequence at place image and None before it. `attention` is filled when the selector `wants_attention`: that of
     CLS over the patches (tower) or of the sequence's last query over the image tokens (image).
     `keys` holds one key per sample, made from that sample's own seed. `kept` is K in this call, static: a caller may
@@ -174,7 +174,8 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
 
 
 def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
-    if name in _BUILT_IN:
+    own = name not in _BUILT_IN
+    if not own:
         if name == "learned" and context.place in ("tower", "embed"):
             raise InputError(f"SparsityConfig.{context.place}_selector has no learned form; use random or stride.")
         name = _BUILT_IN[name][context.judges_text]
@@ -193,7 +194,7 @@ def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"Selector {name}: module {module_name} has no {attribute}{hint}") from None
-    if not callable(make):
+    if own and not isinstance(make, type):
         raise InputError(f"Selector {name} is a {type(make).__name__}, not a class.")
     return cast(Callable[..., Any], make)
 

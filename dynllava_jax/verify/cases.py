@@ -85,10 +85,10 @@ class Recording:
 
     @property
     def vision_tower(self) -> Path | None:
-        """The folder that the checkpoint's `mm_vision_tower` names, relative to this one; None if it is not here."""
-        config = _read_json(self.checkpoint / "config.json")
-        path = self.path / str(config.get("mm_vision_tower", ""))
-        return path if config.get("mm_vision_tower") and path.is_dir() else None
+        """What the checkpoint's `mm_vision_tower` names, relative to this folder, else `vision_tower` beside it."""
+        name = _read_json(self.checkpoint / "config.json").get("mm_vision_tower")
+        found = [self.path / folder for folder in (name, "vision_tower") if isinstance(folder, str) and folder]
+        return next((path for path in found if path.is_dir()), None)
 
     def case(self, name: str) -> Case:
         """Raises InputError for files that cannot be read or that contradict each other."""

@@ -73,7 +73,7 @@ def verify(
         InputError: no such platform here; a checkpoint that cannot be converted; a file that cannot be read or
             written.
     """
-    device = _device(platform)
+    device = device_of(platform)
     report = Report({}, [])
     with jax.default_device(device), jax.default_matmul_precision("highest"):
         subject = Subject.convert(recording)
@@ -104,7 +104,8 @@ def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) ->
     return compare(case, computed, platform)
 
 
-def _device(platform: Platform) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
+def device_of(platform: Platform) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
+    """Where to compute. Raises InputError when there is no such device here."""
     try:
         return jax.devices(platform)[0]
     except RuntimeError:

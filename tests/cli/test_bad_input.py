@@ -1,6 +1,7 @@
 """Bad input gets one clear line and status 2, before any device work."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -76,14 +77,19 @@ def test_pictures(kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         (["--max-new-tokens", "0"], ["max_new_tokens"]),
         (["--keep-rate", "0"], ["keep_rate", "(0, 1]"]),
         (["--keep-rate", "1.5"], ["keep_rate", "(0, 1]"]),
+        (["--keep-rate", "0.5", "--dense"], ["--dense", "--keep-rate"]),
         (["--top-p", "2"], ["(0, 1]"]),
+        (["--temperature", "inf"], ["temperature", "inf"]),
         (["--dtype", "int8"], ["int8", "bfloat16"]),
         (["--mesh", "data=64"], ["data=64", "8"]),
         (["--mesh", "tensr=2"], ["tensor"]),
         (["--conv-template", "vicuna_v2"], ["vicuna_v1"]),
         (["--selector", "nothing.here:Class"], ["nothing"]),
+        (["--selector", "os.path:join"], ["function", "class"]),
         (["--image", "sample:dog"], ["dog", "cat"]),
         (["--stream", "--json"], ["--json"]),
+        (["--json", "nowhere/answer.json"], ["--json", "no such folder"]),
+        (["--json", "."], ["--json", "folder"]),
         (["--wrong"], ["--wrong"]),
         (["--batch", "nowhere.jsonl"], ["--batch"]),
         (["--device", "quantum"], ["quantum"]),
@@ -155,6 +161,27 @@ def test_tensors_missing_left_over_and_misshapen_are_all_listed(
     assert not list(tmp_path.glob("dst*"))
 
 
+@pytest.mark.parametrize(
+    ("dst", "more", "word"),
+    [
+        ("file/dst", (), "cannot be written"),
+        ("dst", ("--json", "nowhere/report.json"), "no such folder"),
+        ("dst", ("--dtype", "float16"), "lm_head.weight holds values beyond float16"),
+    ],
+)
+def test_what_cannot_be_written(
+    dst: str, more: tuple[str, ...], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copy(tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = 1e6
+    save_file(tensors, source / "model.safetensors")
+    (tmp_path / "file").touch()
+    line = bad_line(["convert", "from-torch", str(source), str(tmp_path / dst), *more], capsys)
+    assert word in line
+    assert not list(tmp_path.glob("dst*"))
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint_bin"])
 def test_truncated_weights(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "checkpoint_bin":
@@ -179,6 +206,18 @@ def test_code_in_a_pickle_is_never_executed(
     assert victim.name in line
     assert not (tmp_path / "executed").exists()
     assert not list(tmp_path.glob("dst*"))
+
+
+def test_logged_tracebacks_become_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX logs one where a plugin is installed and its chip is not there."""
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    main(["samples"])
+    try:
+        raise RuntimeError("no cuDNN\nhere")
+    except RuntimeError:
+        logging.getLogger("jax").exception("plugin %s failed", "cuda")
+    assert capsys.readouterr().err == "plugin cuda failed: no cuDNN here (--debug shows where)\n"
 
 
 def test_unexpected_errors_are_one_line_too(

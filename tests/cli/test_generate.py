@@ -66,18 +66,22 @@ def test_batch_answers_in_order_and_names_the_bad_line(
         {"image": "missing.jpg", "question": "What?"},
         {"question": "No picture at all?", "max_new_tokens": 3},
         {"question": "Key?", "colour": "red"},
+        {"question": "Both?", "image": "sample:cat", "images": ["sample:cat"]},
+        {"question": "Lines\u2028apart?", "max_new_tokens": 3, "seed": None},
     ]
     file = tmp_path / "batch.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)) + "\n\nno json\n")
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\nno json\n")
     assert main(["generate", "--model", str(checkpoint), "--batch", str(file)]) == 2
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False]
+    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False, True, False]
     assert "missing.jpg" in answers[1]["error"]
     assert "line 4" in answers[3]["error"]
     assert "colour" in answers[3]["error"]
-    assert "line 6" in answers[4]["error"]
-    assert "3 of 5 requests were bad" in err
+    assert "image and images" in answers[4]["error"]
+    assert "line 8" in answers[6]["error"]
+    assert err.startswith(f"dynllava: error: --batch {file}: 4 of 7 requests were bad")
+    assert "missing.jpg" in err
 
     assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -94,6 +98,20 @@ def test_chat_is_a_conversation(
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
     assert main(chat) == 0
     assert first.startswith(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_refused_question_ends_a_chat_only_where_nobody_can_ask_again(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    typed = io.StringIO("<image> two?\nOne?\n")
+    monkeypatch.setattr(typed, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdin", typed)
+    chat = ["chat", "--model", str(checkpoint), "--image", "sample:cat", "--image", "sample:cat"]
+    assert main([*chat, "--max-new-tokens", "3"]) == (0 if terminal else 2)
+    out, err = capsys.readouterr()
+    assert "1 <image> but 2 images" in err
+    assert bool(out) == terminal
 
 
 def test_samples_exist_and_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,10 @@
-import pytest
+import math
+from collections import Counter
 
+import pytest
+from flax import nnx
+
+from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config import presets
 from dynllava_jax.config.presets import PRESETS, get_preset
 from dynllava_jax.errors import InputError
@@ -11,22 +16,45 @@ def test_presets_are_hashable_constants(name: str) -> None:
     assert hash(get_preset(name)) == hash(PRESETS[name]())
 
 
-@pytest.mark.parametrize(
-    ("name", "decoder_parameters"),
-    [
-        ("llava_1_5_7b", 6_738_415_616),
-        ("llava_1_5_13b", 13_015_864_320),
-        ("dynamic_llava_34b", 34_388_917_248),
-        ("dynamic_llava_70b", 68_976_648_192),
-    ],
-)
-def test_decoder_shapes_have_the_published_size(name: str, decoder_parameters: int) -> None:
-    config = get_preset(name).decoder
-    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    layer = attention + mlp + 2 * config.hidden_size
-    embeddings = 2 * config.vocab_size * config.hidden_size
-    assert config.num_layers * layer + embeddings + config.hidden_size == decoder_parameters
+TOWER = 303_507_456 - 12_596_224 - 2_048
+"""CLIP-L/14 at 336 pixels, without the last layer and the final norm, which nobody reads."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "llava_1_5_7b": {"decoder": 6_738_415_616, "projector": 20_979_712},
+    "llava_1_5_13b": {"decoder": 13_015_864_320, "projector": 31_467_520},
+    "dynamic_llava_7b": {
+        "decoder": 6_738_415_616,
+        "projector": 20_979_712,
+        "image_predictor": 8_572_034,
+        "output_predictor": 2_270_338,
+    },
+    "dynamic_llava_13b": {
+        "decoder": 13_015_864_320,
+        "projector": 31_467_520,
+        "image_predictor": 9_098_370,
+        "output_predictor": 2_796_674,
+    },
+    "dynamic_llava_34b": {
+        "decoder": 34_388_917_248,
+        "projector": 58_734_592,
+        "image_predictor": 10_151_042,
+        "output_predictor": 3_849_346,
+    },
+    "dynamic_llava_70b": {
+        "decoder": 68_976_648_192,
+        "projector": 75_513_856,
+        "image_predictor": 10_677_378,
+        "output_predictor": 4_375_682,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_built_at_full_size_every_part_has_the_published_number_of_parameters(name: str) -> None:
+    found: Counter[str] = Counter()
+    for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(get_preset(name)))):
+        found[str(path[0])] += math.prod(leaf.shape)
+    assert found == {"vision": TOWER, **SIZES[name]}
 
 
 def test_published_keep_rates() -> None:

@@ -73,6 +73,11 @@ def test_a_checkpoint_that_announces_predictors_must_have_them(src: Path) -> Non
     refused(src, "model.image_score_predictor.down_mlp.0.weight [64] is missing")
 
 
+def test_predictors_that_the_config_does_not_know(src: Path) -> None:
+    (src / "config.json").write_text((GOLDEN / "config_llava15_base.json").read_text())
+    refused(src, "has no sparse_config, but the weights hold predictors", "add the sparse_config")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "needle"),
     [

@@ -1,5 +1,6 @@
 """The public face: what comes back, what is refused, and that a batch, a stream and a thread change nothing."""
 
+import dataclasses
 import io
 import threading
 from pathlib import Path
@@ -54,6 +55,13 @@ def test_a_picture_may_come_in_any_form(assistant: Assistant, tmp_path: Path) ->
     answers = [assistant.generate(form, QUESTION, max_new_tokens=4) for form in forms]
     assert all(answer.token_ids == answers[0].token_ids for answer in answers)
     assert all(answer.kept_image_tokens == answers[0].kept_image_tokens for answer in answers)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_noticed(assistant: Assistant) -> None:
+    decoder = dataclasses.replace(assistant.config.decoder, vocab_size=100)
+    small = dataclasses.replace(assistant.prepare, config=dataclasses.replace(assistant.config, decoder=decoder))
+    with pytest.raises(dl.InputError, match=r"has the token \d+, but the model knows 100"):
+        small(dl.Request(QUESTION))
 
 
 def test_one_bad_request_fails_alone(assistant: Assistant) -> None:

@@ -84,4 +84,9 @@ def plain_function(rngs: nnx.Rngs, context: SelectorContext) -> dict[str, float]
     return {}
 
 
+class NoModule:
+    def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
+        pass
+
+
 NUMBER = 3

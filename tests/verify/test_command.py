@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from dynllava_jax.cli.main import main
+from dynllava_jax.verify.cases import read_recording
 from tests.golden_files import arrays
-from tests.verify.recordings import change_arrays, part
+from tests.verify.recordings import change_arrays, change_json, part
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A recording with two small cases: one supported, one not."""
-    return part(tmp_path / "recording", "02_predictors", "12_optimizer_groups")
+    """A recording with two small cases: one supported, one that nobody knows."""
+    folder = part(tmp_path / "recording", "02_predictors", "12_optimizer_groups")
+    for file in (folder / "cases").glob("12_*"):
+        file.rename(file.with_stem("99_new"))
+    return folder
 
 
 def run(*words: str | Path) -> int:
@@ -40,7 +44,7 @@ def test_json_stands_alone_on_stdout(folder: Path, capsys: pytest.CaptureFixture
 
 def test_an_unsupported_case_that_is_asked_for_gives_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder) == 1
-    assert "not supported: 12_optimizer_groups" in capsys.readouterr().out
+    assert "not supported: 99_new" in capsys.readouterr().out
 
 
 def test_a_number_that_does_not_hold_gives_status_1_and_names_it(
@@ -58,13 +62,17 @@ def test_a_number_that_does_not_hold_gives_status_1_and_names_it(
     [
         (("--case", "5_prefill"), "holds no case '5_prefill'; did you mean"),
         (("--case", "02", "--platform", "tpu"), "--platform tpu: JAX finds no such device here"),
+        (("--case", "02", "--json", "nowhere/x.json"), "there is no such folder"),
+        (("--case", "02", "--dump", __file__), "--dump"),
     ],
 )
-def test_bad_options_give_status_2(
+def test_bad_options_give_status_2_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
 ) -> None:
     assert run(folder, *words) == 2
-    assert says in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert says in err
+    assert (out, err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,11 @@ def test_a_damaged_recording_gives_status_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dynllava: error: ")
     assert says in error
+
+
+def test_a_tower_that_stood_elsewhere_when_it_was_recorded(folder: Path) -> None:
+    change_json(folder / "checkpoint" / "config.json", mm_vision_tower="/elsewhere/tower")
+    assert read_recording(folder).vision_tower == folder / "vision_tower"
 
 
 def test_a_case_that_lacks_an_input_fails_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
