@@ -77,7 +77,10 @@ class Decoder(nnx.Module):
         self.head = None if tied else Linear(rngs, width, vocab, ("embed", "vocab"), std=config.initializer_range)
 
     def embed(self, tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
-        return constrain(self.embedding[...].astype(dtype)[tokens], "batch", "seq", "embed")
+        table = self.embedding[...].astype(dtype)
+        if tokens.size >= table.shape[0]:
+            table = constrain(table, "vocab", "embed")  # the table travels to the rows, which are more
+        return constrain(table[tokens], "batch", "seq", "embed")
 
     def head_kernel(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
         """The vocabulary head as a matrix, for whoever multiplies by it piece by piece."""

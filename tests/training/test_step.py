@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from dynllava_jax.nn.flat import flatten, unflatten
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import activation_sharding
 from dynllava_jax.testing import tiny_config, tiny_model
+from dynllava_jax.training.decisions import draw_noise
 from dynllava_jax.training.state import Parameters, TrainState, begin, fresh
 from dynllava_jax.training.step import Division, Trainer
 from tests.training.batches import mixed, settings
@@ -40,30 +42,29 @@ def placed(batch: Batch, trainer: Trainer) -> Batch:
     return jax.tree.map(put, batch)
 
 
-def run(config: TrainConfig, steps: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    trainer, state = trainer_of(config)
-    batch = placed(mixed(tiny_config()), trainer)
-    rows = []
-    for _ in range(steps):
-        state, metrics = trainer.step(state, batch)
-        rows.append({name: float(value) for name, value in metrics.items()})
-    return rows, jax.tree.map(np.asarray, state.params)
+class Run(NamedTuple):
+    """Metrics of every step; parameters after the last; the moments of the gradient after the first."""
+
+    rows: list[dict[str, float]]
+    params: dict[str, np.ndarray]
+    gradient: dict[str, np.ndarray]
 
 
 @functools.cache
-def on_one_device(steps: int = STEPS) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    return run(settings(), steps)
+def run(config: TrainConfig, steps: int = STEPS) -> Run:
+    trainer, state = trainer_of(config)
+    batch = placed(mixed(tiny_config()), trainer)
+    rows, gradient = [], {}
+    for step in range(steps):
+        state, metrics = trainer.step(state, batch)
+        rows.append({name: float(value) for name, value in metrics.items()})
+        if step == 0:
+            gradient = jax.tree.map(np.asarray, state.adam.mean)
+    return Run(rows, jax.tree.map(np.asarray, state.params), gradient)
 
 
-def assert_equal_runs(
-    found: tuple[list[dict[str, float]], dict[str, np.ndarray]], steps: int, absolute: float = 1e-4
-) -> None:
-    rows, params = on_one_device(steps)
-    for mine, theirs in zip(found[0], rows, strict=True):
-        for name, value in theirs.items():
-            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    for path, value in params.items():
-        np.testing.assert_allclose(found[1][path], value, atol=absolute, err_msg=path)
+def on_one_device() -> Run:
+    return run(settings())
 
 
 @pytest.mark.parametrize(
@@ -77,29 +78,37 @@ def assert_equal_runs(
     ],
 )
 def test_ten_steps_on_a_mesh_equal_those_on_one_device(mesh):
-    assert_equal_runs(run(settings(mesh=mesh), STEPS), STEPS)
+    found, wanted = run(settings(mesh=mesh)), on_one_device()
+    for mine, theirs in zip(found.rows, wanted.rows, strict=True):
+        for name, value in theirs.items():
+            # A random model at this learning rate has gradients that swing; what they do to it stays the same.
+            near = 1e-3 if name.startswith("grad_norm") else 1e-4
+            assert mine[name] == pytest.approx(value, rel=near, abs=1e-6), name
+    for path, value in wanted.params.items():
+        np.testing.assert_allclose(found.params[path], value, atol=1e-4, err_msg=path)
 
 
 def test_micro_batches_equal_the_whole_batch():
-    # One step moves a parameter by its learning rate at most, whatever its gradient; 1e-5 is far below that.
-    config = settings(mesh="data=2", device_batch_size=2)
-    assert_equal_runs(run(config, 2), 2, absolute=1e-5)
+    found, wanted = run(settings(mesh="data=2", device_batch_size=2), 1), on_one_device()
+    assert found.rows[0]["loss"] == pytest.approx(wanted.rows[0]["loss"], rel=1e-5)
+    for path, value in wanted.gradient.items():
+        np.testing.assert_allclose(found.gradient[path], value, atol=1e-5 * np.abs(value).max(), err_msg=path)
 
 
 def test_per_device_normalisation_is_the_mean_of_means():
     loss = dataclasses.replace(settings().loss, normalise="per_device")
-    rows, _ = run(settings(mesh="data=2", device_batch_size=2, loss=loss), 1)
-    batch = mixed(tiny_config())
+    found = run(settings(mesh="data=2", device_batch_size=2, loss=loss), 1)
     trainer, state = trainer_of(settings(global_batch_size=2))
     means = []
     for start in range(0, 8, 2):
-        part = jax.tree.map(lambda x, start=start: x[start : start + 2], batch)
-        sums = trainer.evaluate(state, part)
-        means.append(float(sums["ce"] / sums["tokens"]))
-    whole = trainer.evaluate(state, batch)
-    # Not the same decisions as in training, so not the same number; but as far from the plain mean, and by design.
-    assert rows[0]["ce"] != pytest.approx(on_one_device()[0][0]["ce"], rel=1e-4)
-    assert np.mean(means) != pytest.approx(float(whole["ce"] / whole["tokens"]), rel=1e-4)
+        part = jax.tree.map(lambda x, start=start: x[start : start + 2], mixed(tiny_config()))
+        # The noise that these samples have in the whole batch.
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), row))
+        noise = draw_noise(part, keys(jnp.arange(start, start + 2)), tiny_config().image_tokens)
+        metrics = trainer.step(jax.tree.map(jnp.copy, state), part, noise)[1]
+        means.append(float(metrics["ce"]))
+    assert found.rows[0]["ce"] == pytest.approx(np.mean(means), rel=1e-5)
+    assert found.rows[0]["ce"] != pytest.approx(on_one_device().rows[0]["ce"], rel=1e-4)
 
 
 def test_frozen_parts_have_no_moments_and_do_not_move():
@@ -122,12 +131,12 @@ def test_adapters_train_while_the_decoder_rests_and_merge_into_its_kernels():
     assert sorted(path.split("/")[-2] for path in adapters) == ["down", "down", "query", "query"]
     assert all(not path.startswith("decoder") or path.endswith(("lora_a", "lora_b")) for path in state.params)
     batch = placed(mixed(tiny_config()), trainer)
-    assert float(trainer.step(state, batch)[1]["loss"]) == pytest.approx(on_one_device()[0][0]["loss"], rel=1e-5)
+    assert float(trainer.step(state, batch)[1]["loss"]) == pytest.approx(on_one_device().rows[0]["loss"], rel=1e-5)
 
 
 def test_bfloat16_stays_near_float32():
-    rows, _ = run(settings(dtype="bfloat16", mesh="fsdp=2"), 1)
-    assert rows[0]["ce"] == pytest.approx(on_one_device()[0][0]["ce"], rel=0.03)
+    found = run(settings(dtype="bfloat16", mesh="fsdp=2"), 1)
+    assert found.rows[0]["ce"] == pytest.approx(on_one_device().rows[0]["ce"], rel=0.03)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
@@ -161,9 +170,9 @@ def test_nothing_large_is_replicated_at_full_size(mesh):
     assert whole == []
 
 
-def test_mask_weight_and_eps_reach_the_loss():
-    rows, _ = run(settings(loss=LossConfig(mask_weight=0.0, min_answer_tokens=6, chunk=32)), 1)
-    assert rows[0]["loss"] == pytest.approx(rows[0]["ce"])
+def test_mask_weight_reaches_the_loss():
+    (row,) = run(settings(loss=LossConfig(mask_weight=0.0, min_answer_tokens=6, chunk=32)), 1).rows
+    assert row["loss"] == pytest.approx(row["ce"])
 
 
 def test_values_merge_into_a_model():
