@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from etils import epath
@@ -29,6 +29,7 @@ _LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """One place that records go to."""
 
