@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -15,13 +15,13 @@ from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.training import describe, health
+from dynllava_jax.training import describe, health, processes
 from dynllava_jax.training.checkpoint import TrainingCheckpoints
 from dynllava_jax.training.evaluate import evaluate
 from dynllava_jax.training.feed import DeviceBatch, Feed
 from dynllava_jax.training.identity import check_same_run, identity
 from dynllava_jax.training.initial import initial_values, made_paths
-from dynllava_jax.training.metrics import open_writers
+from dynllava_jax.training.metrics import check_packages, open_writers
 from dynllava_jax.training.profile import profiler
 from dynllava_jax.training.record import BadLossError, Recorder
 from dynllava_jax.training.samples import Samples, training_samples
@@ -87,6 +87,7 @@ def prepare(config: TrainConfig) -> Run:
     Raises:
         InputError: whatever of the config does not fit together, the devices, or the data.
     """
+    check_packages(config.log)
     subject = settle(config)
     mesh = make_mesh(config.mesh)
     samples, held_out = training_samples(config, subject)
@@ -139,19 +140,16 @@ def train(config: TrainConfig, options: Options) -> Result:
                 recorder.add(step, metrics)
                 _tell_failures(fed)
                 ending = stop.agreed()
-                last = step == len(plan)
-                saves = last or ending or step % config.checkpoint.every == 0
-                looks = run.held_out is not None and not ending and (last or saves or step % config.eval.every == 0)
-                checks = config.log.health_every and step % config.log.health_every == 0
 
                 # ----------------------------------------------------------------- health, evaluation and checkpoints
-                if not (saves or looks or checks):
+                now = due(step, config, last=step == len(plan), ending=ending)
+                if not any(now):
                     continue
                 recorder.settle()  # a bad loss is never saved
-                more = doctor.examine(state, fed.batch) if checks else {}
-                more |= _evaluate(run, state) if looks else {}
+                more = doctor.examine(state, fed.batch) if now.health else {}
+                more |= _evaluate(run, state) if now.evaluation else {}
                 recorder.note(more)
-                if saves:
+                if now.checkpoint:
                     _save(checkpoints, state, step, memory, more.get("eval/loss"))
                     recorder.restart()
                 if ending:
@@ -165,6 +163,28 @@ def train(config: TrainConfig, options: Options) -> Result:
         checkpoints.wait()
         _say(f"step {step} of {len(plan)} is done and saved in {options.workdir}")
         return Result(step, len(plan), recorder.last)
+
+
+class Due(NamedTuple):
+    """What comes after a step."""
+
+    health: bool
+    evaluation: bool
+    checkpoint: bool
+
+
+def due(step: int, config: TrainConfig, *, last: bool, ending: bool) -> Due:
+    """What comes after `step` steps.
+
+    A checkpoint has a score only if it is evaluated, so each one is; but a run that was told to stop has no time.
+    """
+
+    def every(count: int) -> bool:
+        return count > 0 and step % count == 0
+
+    checkpoint = last or ending or every(config.checkpoint.every)
+    evaluation = config.eval.every > 0 and not ending and (checkpoint or every(config.eval.every))
+    return Due(every(config.log.health_every), evaluation, checkpoint)
 
 
 def _checkpoints(run: Run, options: Options) -> TrainingCheckpoints:
@@ -196,12 +216,13 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
     """
     trainer, config = run.trainer, run.config
     saved = checkpoints.steps()
-    step = options.restore if options.restore is not None else (saved[-1] if saved else None)
-    if step is not None:
+    step = options.restore if options.restore is not None else processes.same(saved[-1] if saved else -1)
+    resumes = step >= 0
+    if resumes:
         changes = check_same_run(options.workdir, checkpoints.info(step).data, _memory(run), force=options.force)
         for change in changes:
             _say(f"forced: {change}")
-    if step is None:
+    if not resumes:
         values, made = initial_values(trainer.parameters, run.subject.model, config, trainer.mesh)
         parts = sorted({path.partition("/")[0] for path in made})
         told = f"; made from init.seed: {', '.join(parts)}" if parts else ""
