@@ -18,6 +18,7 @@ from dynllava_jax.errors import CheckError, InputError
 COMMANDS = {
     "generate": "ask about pictures",
     "chat": "a conversation in the terminal",
+    "train": "fine-tune on your own data",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in",
     "data": "pack training data into shards, or check it",
@@ -88,7 +89,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             importlib.import_module(f"dynllava_jax.cli.{name}").add_parser(commands)
         else:
             commands.add_parser(name, help=help_text)
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    # `--config.key=value` has as many names as a config has keys; the command that takes them says so.
+    if wrong := [word for word in unknown if not (hasattr(args, "overrides") and word.startswith("--config."))]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if unknown:
+        args.overrides = unknown
+    return args
 
 
 class _Parser(argparse.ArgumentParser):

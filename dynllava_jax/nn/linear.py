@@ -30,11 +30,10 @@ class Linear(nnx.Module):
     ):
         self.kernel = param(rngs, (inputs, outputs), axes, normal(std))
         self.bias = param(rngs, (outputs,), axes[1:], zeros) if bias else None
-        self.lora_a = self.lora_b = None
-        if lora is not None:  # their product starts as 0
-            self.lora_a = param(rngs, (inputs, lora.rank), (axes[0], None), normal(inputs**-0.5))
-            self.lora_b = param(rngs, (lora.rank, outputs), (None, axes[1]), zeros)
-            self.lora_scale = lora.scale
+        # Their product starts as 0.
+        self.lora_a = param(rngs, (inputs, lora.rank), (axes[0], None), normal(inputs**-0.5)) if lora else None
+        self.lora_b = param(rngs, (lora.rank, outputs), (None, axes[1]), zeros) if lora else None
+        self.lora_scale = lora.scale if lora else 0.0
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))

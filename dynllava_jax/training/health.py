@@ -7,7 +7,7 @@ R images of a batch, N tokens of one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ _ALL, _NONE = 0.98, 0.02
 """Rates from which on everything counts as kept, or dropped, where the target lies within."""
 _SAME = 0.9
 """Overlap from which on the kept positions count as the same."""
+_UNDECIDED = 0.95
+"""Entropy, in bits, of a predictor whose decisions are those of the noise."""
 _APART = 0.15
 """Distance from which on training and inference keep different shares."""
 
@@ -101,49 +103,47 @@ def gradient_norms(gradients: Mapping[str, Array]) -> dict[str, Float[Array, ""]
     return {part: jnp.sqrt(square) for part, square in squares.items()}
 
 
-def warnings(numbers: Mapping[str, float], sparsity: SparsityConfig) -> Sequence[str]:
-    """One sentence for each sign of collapse, with the setting to try.
+def warnings(numbers: Mapping[str, float], sparsity: SparsityConfig) -> dict[str, str]:
+    """One sentence for each sign of collapse, with the setting to try, by a name that stays while it lasts.
 
     Args:
         numbers: what `health` gives.
         sparsity: the rates asked for.
     """
-    return [
-        sentence
-        for place in _PLACES
-        for sentence in _rate_warnings(numbers, place, getattr(sparsity, f"{place}_keep_rate"))
-    ] + _overlap_warnings(numbers)
+    found = {}
+    for place in _PLACES:
+        found |= _rate_warning(numbers, place, getattr(sparsity, f"{place}_keep_rate"))
+    overlap, chance = numbers.get("image_overlap", math.nan), numbers.get("image_overlap_chance", math.nan)
+    if overlap > _SAME > chance:
+        found["image same"] = (
+            f"The image predictor keeps the same positions of every image (overlap {overlap:.2f}, by chance "
+            f"{chance:.2f}): try a larger optimizer.predictor_learning_rate, or a larger gumbel.start and gumbel.end."
+        )
+    return found
 
 
-def _rate_warnings(numbers: Mapping[str, float], place: str, target: float) -> list[str]:
-    rate, used = numbers.get(f"{place}_gumbel_rate", math.nan), numbers.get(f"{place}_inference_rate", math.nan)
+def _rate_warning(numbers: Mapping[str, float], place: str, target: float) -> dict[str, str]:
+    rate, used, entropy = (
+        numbers.get(f"{place}_{name}", math.nan) for name in ("gumbel_rate", "inference_rate", "entropy")
+    )
     asked = f"{rate:.0%} where {target:.0%} is asked for"
     if rate > _ALL > target:
-        return [
-            f"The {place} predictor keeps everything ({asked}): try a larger loss.mask_weight or "
+        return {
+            f"{place} all": f"The {place} predictor keeps everything ({asked}): try a larger loss.mask_weight or "
             "optimizer.predictor_learning_rate."
-        ]
+        }
     if rate < _NONE < target:
-        return [
-            f"The {place} predictor drops everything ({asked}): try a smaller optimizer.predictor_learning_rate, or a "
-            "larger gumbel.start, whose noise lets it see both choices."
-        ]
-    if place != "image" and abs(rate - used) > _APART:  # images are selected by top-k, which hits its rate always
-        return [
-            f"The {place} predictor keeps {rate:.0%} in training, and would keep {used:.0%} in use, without noise: "
-            "try a smaller gumbel.end, or train longer."
-        ]
-    return []
-
-
-def _overlap_warnings(numbers: Mapping[str, float]) -> list[str]:
-    found, chance = numbers.get("image_overlap", math.nan), numbers.get("image_overlap_chance", math.nan)
-    if not found > _SAME > chance:
-        return []
-    return [
-        f"The image predictor keeps the same positions of every image (overlap {found:.2f}, by chance {chance:.2f}): "
-        "try a larger optimizer.predictor_learning_rate, or a larger gumbel.start and gumbel.end."
-    ]
+        return {
+            f"{place} none": f"The {place} predictor drops everything ({asked}): try a smaller "
+            "optimizer.predictor_learning_rate, or a larger gumbel.start, whose noise lets it see both choices."
+        }
+    # Images are selected by top-k, which always hits its rate; and one that has not begun to decide says nothing yet.
+    if place != "image" and entropy < _UNDECIDED and abs(rate - used) > _APART:
+        return {
+            f"{place} apart": f"The {place} predictor keeps {rate:.0%} in training, and would keep {used:.0%} in use, "
+            "without noise: try a smaller gumbel.end, or train longer."
+        }
+    return {}
 
 
 def _sum(values: Array, mask: Array, axis: int | None = None) -> Array:

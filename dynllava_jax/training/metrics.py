@@ -12,13 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from etils import epath
 
 from dynllava_jax.config.json_codec import to_json
-from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.config.training import LogConfig, TrainConfig
 from dynllava_jax.errors import InputError
 
 FILE = "metrics.jsonl"
@@ -29,6 +29,7 @@ _LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """One place that records go to."""
 
@@ -37,6 +38,14 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_packages(config: LogConfig) -> None:
+    """Raises InputError for a writer whose package is not there: before any work, and on every process."""
+    if config.wandb_project is not None:
+        _import("wandb", "log.wandb_project")
+    if config.tensorboard:
+        _import("tensorboardX", "log.tensorboard")
 
 
 @contextlib.contextmanager
@@ -48,9 +57,6 @@ def open_writers(workdir: str, config: TrainConfig, start: int, total: int) -> I
         config: the run, which Weights & Biases shows.
         start: steps done before; what was recorded beyond them is dropped, because it comes again.
         total: steps of the whole run.
-
-    Raises:
-        InputError: `log.wandb_project` without the package.
     """
     if jax.process_index() != 0:
         yield ()

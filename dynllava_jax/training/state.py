@@ -1,7 +1,7 @@
 """The state of a run: trained parameters and their moments in float32, where each of them lies, how they begin."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -72,13 +72,21 @@ class Parameters:
         )
 
 
-def fresh(parameters: Parameters, config: ModelConfig, optimizer: OptimizerConfig, seed: int) -> dict[str, Array]:
-    """Initial values of all parameters, float32, each made where it lies."""
+def fresh(
+    parameters: Parameters,
+    config: ModelConfig,
+    optimizer: OptimizerConfig,
+    seed: int,
+    only: Collection[str] | None = None,
+) -> dict[str, Array]:
+    """Initial values, float32, each made where it lies: of all parameters, or of `only` these paths."""
+    wanted = parameters.axes if only is None else only
 
     def make() -> dict[str, Array]:
-        return flatten(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config, optimizer.lora))
+        made = flatten(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config, optimizer.lora))
+        return {path: made[path] for path in wanted}
 
-    return jax.jit(make, out_shardings=parameters.shardings)()
+    return jax.jit(make, out_shardings={path: parameters.shardings[path] for path in wanted})()
 
 
 def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh: Mesh) -> TrainState:
@@ -96,6 +104,21 @@ def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh:
         return TrainState(params, start(params), jnp.zeros((), jnp.int32), frozen)
 
     return jax.jit(make, out_shardings=state_shardings(parameters, mesh))(dict(values))
+
+
+def abstract_state(parameters: Parameters, dtype: str, mesh: Mesh) -> TrainState:
+    """A state with shapes in place of arrays, each with its sharding: what a checkpoint is read into."""
+    shapes = flatten(parameters.abstract)
+
+    def described(paths: Collection[str], dtype: Any) -> dict[str, Any]:
+        return {
+            path: jax.ShapeDtypeStruct(shapes[path].shape, dtype, sharding=parameters.shardings[path]) for path in paths
+        }
+
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    moments = Adam(*(described(parameters.trained, jnp.float32) for _ in range(2)))
+    params = described(parameters.trained, jnp.float32)
+    return TrainState(params, moments, step, described(parameters.frozen, jnp.dtype(dtype)))
 
 
 def state_shardings(parameters: Parameters, mesh: Mesh) -> TrainState:

@@ -1,0 +1,77 @@
+"""`dynllava train`: a run from its config file, begun or gone on with."""
+
+import argparse
+import os
+import re
+from typing import Any
+
+from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.errors import InputError
+
+EXIT_SAVED = 75
+"""Saved and not finished: the same command goes on from there."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="fine-tune on your own data",
+        description="Trains as FILE says. A work folder with checkpoints is gone on with. Exit status 0: the last step "
+        "is done; 75: SIGTERM or SIGUSR1 came, everything is saved; 1: the loss is no number any more; 2: bad input.",
+        epilog="--config.KEY=VALUE changes a key of the config: --config.data.source=train.json --config.steps=100.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or your own")
+    parser.add_argument("--workdir", metavar="DIR", help="checkpoints and metrics, here or gs://…")
+    parser.add_argument(
+        "--resume", choices=("force",), help="force: go on although config or data are not those of the checkpoints"
+    )
+    parser.add_argument("--restore", type=int, metavar="STEP", help="go on from this checkpoint (the newest)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and the first batch")
+    parser.add_argument("--profile", metavar="START:COUNT", help="trace these steps into DIR/profile")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, on GPUs too; slower")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that a cluster started (Slurm, TPU pods, Open MPI, JAX_COORDINATOR_ADDRESS)",
+    )
+    add_json(parser)
+    parser.set_defaults(run=run, overrides=())
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.deterministic:
+        # Read when the first device is asked for, which has not happened yet.
+        flags = "--xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    if args.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    from dynllava_jax.config.experiment import read_experiment
+
+    config = read_experiment(args.config, args.overrides)
+    from dynllava_jax.training import describe
+    from dynllava_jax.training.loop import Options, dry_run, train
+
+    if args.dry_run:
+        described = dry_run(config)
+        if args.json is not None:
+            write_json(args.json, [described])
+        else:
+            print("\n".join(describe.lines(described)))
+        return 0
+    if args.workdir is None:
+        raise InputError("--workdir is missing: name the folder for checkpoints and metrics.")
+    options = Options(args.workdir, args.resume == "force", args.restore, _window(args.profile))
+    result = train(config, options)
+    if args.json is not None:
+        write_json(args.json, [{"step": result.step, "steps": result.steps, "finished": result.finished}])
+    return 0 if result.finished else EXIT_SAVED
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if (match := re.fullmatch(r"(\d+):(\d+)", text)) is None or not int(match[1]) or not int(match[2]):
+        raise InputError(f"--profile {text} is not START:COUNT, such as 20:3 for the steps 20, 21 and 22.")
+    return int(match[1]), int(match[2])

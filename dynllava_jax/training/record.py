@@ -1,0 +1,101 @@
+"""What is noted of every step: its metrics, how fast it was, and whether the run may go on."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from dynllava_jax.analysis.flops import peak_flops, training_flops
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.training.metrics import Writer
+from dynllava_jax.training.samples import Samples
+from dynllava_jax.training.step import Metrics
+from dynllava_jax.training.watch import LossWatch
+
+
+class BadLossError(Exception):
+    """A step's loss is no number or exploded; `step` counts steps done."""
+
+    def __init__(self, step: int, problem: str) -> None:
+        super().__init__(problem)
+        self.step, self.problem = step, problem
+
+
+class Recorder:
+    """Notes the steps one behind, so that the device always has the next one to do."""
+
+    def __init__(
+        self,
+        writers: Sequence[Writer],
+        samples: Samples,
+        model: ModelConfig,
+        config: TrainConfig,
+        devices: Sequence[Any],
+    ) -> None:
+        self._writers = writers
+        self._samples, self._model, self._config = samples, model, config
+        self._watch = LossWatch(config.log.explosion)
+        peak = peak_flops(devices[0].device_kind)
+        self._peak = None if peak is None else peak * len(devices)
+        self._begun: tuple[int, Metrics] | None = None
+        self._done: tuple[int, dict[str, float]] | None = None
+        self._since = time.perf_counter()
+        self.last: dict[str, float] = {}
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step that was just begun, and notes the one before.
+
+        Args:
+            step: steps done with this one.
+            metrics: on the devices, not yet computed.
+
+        Raises:
+            BadLossError: see there.
+        """
+        self.note()
+        self._begun = (step, metrics)
+
+    def settle(self) -> None:
+        """Waits for the step that was begun last and looks at its loss.
+
+        Raises:
+            BadLossError: see there; the step is noted.
+        """
+        if self._begun is None:
+            return
+        (step, metrics), self._begun = self._begun, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._done = step, values | self._speed(step, time.perf_counter() - self._since)
+        self._since = time.perf_counter()
+        if (problem := self._watch.problem(values["loss"])) is not None:
+            self.note()
+            raise BadLossError(step, problem)
+
+    def note(self, more: Mapping[str, float] | None = None) -> None:
+        """Writes the step that was begun last, together with `more`, and starts the clock of the next one."""
+        self.settle()
+        if self._done is None:
+            return
+        step, values = self._done
+        self._done, self.last = None, {**values, **(more or {})}
+        for writer in self._writers:
+            writer.write(step, self.last)
+        if more is not None:
+            self.restart()
+
+    def restart(self) -> None:
+        """Leaves what was done since the last step out of the next one's time."""
+        self._since = time.perf_counter()
+
+    def _speed(self, step: int, seconds: float) -> dict[str, float]:
+        planned = self._samples.plan[step - 1]
+        speed = {"seconds": seconds, "tokens_per_second": self._samples.tokens(step - 1) / seconds}
+        if self._peak is not None:
+            rows = self._config.global_batch_size
+            flops = training_flops(
+                self._model, self._config.optimizer, rows=rows, length=planned.length, slots=planned.images
+            )
+            speed["mfu"] = flops / (seconds * self._peak)
+        return speed

@@ -1,0 +1,120 @@
+"""Whole runs of the command: begun, stopped, gone on with, refused, and ended by a bad loss."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynllava_jax.training import loop
+from dynllava_jax.training.step import Trainer
+from dynllava_jax.training.stop import StopSignal
+from dynllava_jax.training.watch import LossWatch
+from tests.training.runs import records, run, saved, write_data
+
+pytestmark = pytest.mark.slow
+
+RUN = ("--config.steps=6", "--config.eval.every=3", "--config.eval.samples=4", "--config.log.health_every=2")
+CLOCK = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_program() -> Any:
+    """All runs here are of one shape: one trainer, whose programs are traced once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Trainer", functools.cache(Trainer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(data, workdir, *RUN, "--config.checkpoint.every=4", checkpoint=checkpoint) == 0
+    return workdir
+
+
+def checksums(workdir: Path, step: int) -> Any:
+    """Of every array of a checkpoint."""
+    return json.loads((workdir / "checkpoints" / str(step) / "hashes.json").read_text())["content"]["items"]
+
+
+def without_clock(workdir: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name not in CLOCK} for record in records(workdir)]
+
+
+def test_a_run_tells_of_every_step(whole: Path) -> None:
+    found = records(whole)
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    always = {"loss", "ce", "image_mask", "output_mask", "image_keep_rate", "output_keep_rate", "learning_rate", "tau"}
+    always |= {"predictor_learning_rate", "grad_norm", "grad_norm/projector", "grad_norm/image_predictor", *CLOCK}
+    assert all(always <= set(record) for record in found)
+    assert [record["step"] for record in found if "eval/perplexity" in record] == [3, 4, 6]
+    assert [record["step"] for record in found if "health/image_overlap" in record] == [2, 4, 6]
+    assert found[0]["learning_rate"] == 0.0
+    assert found[1]["tau"] == pytest.approx(0.1 ** (1 / 6))
+    assert saved(whole) == [4, 6]
+    assert json.loads((whole / "experiment.json").read_text())["steps"] == 6
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    whole: Path, data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    votes = iter([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "agreed", lambda self: next(votes))
+        assert run(data, tmp_path, *RUN, checkpoint=checkpoint) == 75
+    assert saved(tmp_path) == [2]
+    assert run(data, tmp_path, *RUN, checkpoint=checkpoint) == 0
+    assert without_clock(tmp_path)[-1] == without_clock(whole)[-1]
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [record["loss"] for record in records(tmp_path)] == [record["loss"] for record in records(whole)]
+    assert checksums(tmp_path, 6) == checksums(whole, 6)
+
+
+def test_a_finished_run_is_left_alone(
+    whole: Path, data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    assert run(data, whole, *RUN, "--json", checkpoint=checkpoint) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"step": 6, "steps": 6, "finished": True}
+    assert "all 6 steps are done" in err
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_is_refused_until_it_is_forced(
+    whole: Path, data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = (*RUN, "--config.optimizer.clip_norm=2.0")
+    assert run(data, whole, *changed, checkpoint=checkpoint) == 2
+    assert "holds another run: optimizer.clip_norm was 1.0 and is 2.0. Undo that" in capsys.readouterr().err
+    assert run(data, whole, *changed, "--resume=force", checkpoint=checkpoint) == 0
+    assert "forced: optimizer.clip_norm was 1.0 and is 2.0" in capsys.readouterr().err
+
+
+def test_other_data_are_refused(
+    whole: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write_data(tmp_path, seed=5), whole, *RUN, checkpoint=checkpoint) == 2
+    assert "the data, or the order of the samples, are others" in capsys.readouterr().err
+
+
+def test_a_bad_loss_ends_the_run_before_it_is_saved(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = iter([None, None, None, "the loss is nan"])
+    monkeypatch.setattr(LossWatch, "problem", lambda self, loss: next(problems))
+    more = ("--config.checkpoint.every=2", "--config.checkpoint.keep_best=False", "--config.eval.every=0")
+    assert run(data, tmp_path, *RUN[:1], *more, checkpoint=checkpoint) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "Stopped at step 4: the loss is nan; its samples are s" in line
+    assert line.endswith("the last checkpoint is that of step 2.")
+    assert saved(tmp_path) == [2]
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
