@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,18 +89,20 @@ def _reading(path: Any, read: Callable[[], Any], partial: bool = False) -> Any:
                 return read()
         except Exception as error:  # whatever Orbax and TensorStore raise for a damaged folder
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        gc.collect()  # failed futures are logged when they are collected
+        gc.collect()  # failed futures are logged, and forgotten tasks warned of, when they are collected
     raise InputError(f"{path} is missing or damaged: {reason[:200]}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs every leaf that it cannot read, in pages; the one error raised names the folder."""
+    """Orbax logs every leaf that it cannot read, in pages, and forgets tasks; the one error raised names the folder."""
     loggers = [logger for name in ("asyncio", "absl") if not (logger := logging.getLogger(name)).disabled]
     for logger in loggers:
         logger.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
     finally:
         for logger in loggers:
             logger.disabled = False

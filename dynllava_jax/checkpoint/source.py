@@ -74,7 +74,10 @@ def _model(path: Path) -> Source:
 
 
 def _training(path: epath.Path) -> Source:
-    info = trained.read_info(path, _ITEMS)
+    try:
+        info = trained.read_info(path, _ITEMS)
+    except trained.DamageError as error:
+        raise _or_else(error, path) from None
     stored = {name: (item, entry) for item in _ITEMS for name, entry in info.items.get(item, {}).items()}
     by_path = {target.path: target for target in targets(info.config)}
     # Parameters that the model lacks (adapters) keep their name, and are refused where they do not fit.
@@ -154,5 +157,15 @@ def _load(path: epath.Path, stored: Mapping[str, tuple[str, Any]], names: list[s
     item = stored[names[0]][0]
     arrays = orbax_items.load_some(path, item, {name: stored[name][1] for name in names})
     wrong = [name for name, array in arrays.items() if checksums.on_host(array) != stored[name][1]["checksum"]]
-    trained.check_arrays(path / item, wrong)
+    try:
+        trained.check_arrays(path / item, wrong)
+    except trained.DamageError as error:
+        raise _or_else(error, path) from None
     return arrays
+
+
+def _or_else(error: trained.DamageError, path: epath.Path) -> InputError:
+    """The same error, with the way out."""
+    others = [str(path.parent / str(step)) for step in trained.steps(path.parent) if str(step) != path.name]
+    way_out = f"load {others[-1]} instead." if others else "there is no other checkpoint beside it."
+    return InputError(f"{error}; {way_out}")

@@ -82,7 +82,7 @@ def is_whole(path: epath.Path) -> bool:
     return path.name.isdecimal() and (path / _HASHES).exists()
 
 
-def is_half_written(path: epath.Path) -> bool:
+def is_incomplete(path: epath.Path) -> bool:
     """What a kill while saving or removing leaves: Orbax's temporary folder, or a step without its hashes."""
     stem, _, rest = path.name.partition(".")
     return stem.isdecimal() and not is_whole(path) and (not rest or rest.startswith("orbax-checkpoint-tmp"))

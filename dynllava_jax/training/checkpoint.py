@@ -6,7 +6,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,8 @@ from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.training import processes
-from dynllava_jax.training.trees import flatten, unflatten
+from dynllava_jax.training.retention import best, superfluous
+from dynllava_jax.training.trees import flatten, placed_shapes, unflatten
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class TrainingCheckpoints:
         files: str | Path | None = None,
         save_frozen: bool = False,
     ) -> None:
-        """Clears away what a killed run left half-written.
+        """Clears away what a killed run left incomplete.
 
         Args:
             workdir: of the run, seen by all processes; created if need be.
@@ -117,7 +118,7 @@ class TrainingCheckpoints:
 
     def best(self) -> int | None:
         """The step with the lowest score, the latest of several; None without scores."""
-        return _best(self._scores())
+        return best(self._scores())
 
     def save_async(
         self,
@@ -203,7 +204,9 @@ class TrainingCheckpoints:
         try:
             info = self.info(step)
             trees = {trained.PARAMS: params, trained.STATE: rest, trained.FROZEN: frozen}
-            like = {item: _shapes(tree) for item, tree in trees.items() if item in info.items and tree is not None}
+            like = {
+                item: placed_shapes(tree) for item, tree in trees.items() if item in info.items and tree is not None
+            }
             _check_shapes(path, info, like)
         except InputError as failure:
             error = failure
@@ -289,8 +292,8 @@ class TrainingCheckpoints:
 
     def _clear(self) -> None:
         for path in self._folder.iterdir():
-            if trained.is_half_written(path):
-                _log.warning("removed %s, which a run that was killed had left half-written", path)
+            if trained.is_incomplete(path):
+                _log.warning("removed %s, which a run that was killed had left incomplete", path)
                 path.rmtree()
 
     def _copy_files(self, folder: str | Path | None) -> None:
@@ -304,25 +307,6 @@ class TrainingCheckpoints:
             (partial / name).write_bytes(data)
         if partial.exists():
             partial.rename(self._workdir / trained.FILES)
-
-
-def superfluous(scores: Mapping[int, float | None], keep: int, keep_best: bool) -> set[int]:
-    """Steps that need not stay: neither one of the `keep` newest nor the best."""
-    stay: set[int | None] = {*sorted(scores)[-keep:]}
-    return {*scores} - (stay | {_best(scores)} if keep_best else stay)
-
-
-def _best(scores: Mapping[int, float | None]) -> int | None:
-    scored: Sequence[tuple[float, int]] = [(score, -step) for step, score in scores.items() if score is not None]
-    return -min(scored)[1] if scored else None
-
-
-def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    flat = flatten(tree)
-    for name, leaf in flat.items():
-        if leaf.sharding is None:
-            raise ValueError(f"{name} has no sharding to go to")
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in flat.items()}
 
 
 def _check_shapes(path: epath.Path, info: trained.Info, like: Mapping[str, Mapping[str, Any]]) -> None:

@@ -25,6 +25,15 @@ def flatten(tree: Any) -> dict[str, Any]:
     return flat
 
 
+def placed_shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """As `flatten`, without the values: what to restore and where to."""
+    flat = flatten(tree)
+    for name, leaf in flat.items():
+        if leaf.sharding is None:
+            raise ValueError(f"{name} has no sharding to go to")
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in flat.items()}
+
+
 def unflatten(like: Any, flat: Mapping[str, jax.Array]) -> Any:
     """`like` with every leaf replaced by the array of its path."""
     leaves, treedef = _leaves(like)

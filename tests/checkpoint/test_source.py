@@ -137,7 +137,7 @@ def test_damage_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch, before: di
         with pytest.raises(InputError, match=f"{file.name} is damaged"):
             load(copy / "workdir")
     monkeypatch.setattr(trained_files, "_check_file", lambda path, digest: None)
-    with pytest.raises(InputError, match="2/params is damaged: decoder/deep/mlp/up/kernel differ from what was saved"):
+    with pytest.raises(InputError, match=r"2/params is damaged: decoder/deep/mlp/up/kernel differ .*/1 instead\.$"):
         load(copy / "workdir")
     check(flat(load(copy / "workdir" / "checkpoints" / "1", dtype="float32")), before, 1)
 

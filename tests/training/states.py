@@ -36,9 +36,9 @@ def make(seed: int, mesh: Mesh | None = None) -> tuple[nnx.State, Rest]:
         return jax.device_put(array, where)
 
     def params() -> nnx.State:
-        kernel = put(rng.standard_normal((2, 32, 64), np.float32), None, "fsdp")
+        weight = put(rng.standard_normal((2, 32, 64), np.float32), None, "fsdp")
         bias = put(rng.standard_normal(64).astype(jnp.bfloat16))
-        return nnx.State({"block": {"kernel": nnx.Param(kernel, axes=("embed", "mlp")), "bias": nnx.Param(bias)}})
+        return nnx.State({"block": {"kernel": nnx.Param(weight, axes=("embed", "mlp")), "bias": nnx.Param(bias)}})
 
     return params(), Rest(params(), put(np.int32(seed)))
 
@@ -53,6 +53,10 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 def open_run(workdir: Path, **options: Any) -> TrainingCheckpoints:
     return TrainingCheckpoints(workdir, CONFIG, **options)
+
+
+def kernel(params: Any) -> jax.Array:
+    return params["block"]["kernel"].get_value()
 
 
 def save(workdir: Path, *steps: int, mesh: Mesh | None = None) -> None:

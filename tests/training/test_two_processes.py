@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dynllava_jax.sharding.mesh import make_mesh
-from tests.training.states import assert_same, make, open_run, save
+from tests.training.states import assert_same, kernel, make, open_run, save
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,10 +47,10 @@ def test_two_processes(tmp_path: Path) -> None:
     save(tmp_path / "saved", 100, 200, mesh=make_mesh("data=2,fsdp=4"))
     shutil.copytree(tmp_path / "saved", tmp_path / "damaged")
     damaged = tmp_path / "damaged" / "checkpoints" / "200"
-    kernel = np.asarray(make(200)[0]["block"]["kernel"].get_value())[1, 30, :8].tobytes()
-    (file,) = (path for path in damaged.rglob("*") if path.is_file() and kernel in path.read_bytes())
+    row = np.asarray(kernel(make(200)[0]))[1, 30, :8].tobytes()
+    (file,) = (path for path in damaged.rglob("*") if path.is_file() and row in path.read_bytes())
     content = bytearray(file.read_bytes())
-    content[content.index(kernel)] ^= 1
+    content[content.index(row)] ^= 1
     file.write_bytes(content)
 
     first, second = run_two(tmp_path / "saved", tmp_path / "damaged", tmp_path / "workdir")
