@@ -16,6 +16,7 @@ import jax
 from etils import epath
 
 from dynllava_jax.checkpoint import checksums, orbax_items, store, trained
+from dynllava_jax.checkpoint.leaves import targets
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
@@ -28,12 +29,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `TrainingCheckpoints.restore` gives: `frozen` is None where it is not in the checkpoint."""
+    """What `TrainingCheckpoints.restore` gives; `frozen` is what the checkpoint has of them, by path."""
 
     info: trained.Info
     params: Any
     rest: Any
-    frozen: Any
+    frozen: dict[str, jax.Array]
 
 
 class TrainingCheckpoints:
@@ -63,7 +64,7 @@ class TrainingCheckpoints:
             keep_best: whether the one with the lowest score stays too.
             init: checkpoint that frozen parameters come from unchanged.
             files: folder with tokenizer and source files, copied to `WORKDIR/files` once; None: those of `init`.
-            save_frozen: keep frozen parameters in every checkpoint although `init` has them. Without `init` they are.
+            save_frozen: keep frozen parameters in every checkpoint although `init` has them. Those it lacks are kept.
 
         Raises:
             InputError: `init` is no checkpoint.
@@ -77,7 +78,10 @@ class TrainingCheckpoints:
         self._init = {}
         if source is not None:
             self._init = {"path": str(epath.Path(str(init)).absolute()), "content_hash": source.content_hash}
-        self._save_frozen = save_frozen or source is None
+        elsewhere = {} if source is None or save_frozen else source.shapes
+        self._elsewhere = {
+            target.path for target in targets(config) if all(leaf in elsewhere for leaf in target.leaves)
+        }
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._current: int | None = None
@@ -139,7 +143,7 @@ class TrainingCheckpoints:
             params: the trained parameters.
             rest: what else the run needs, such as moments and step.
             data: plain JSON values to find again in `info(step).data`, such as fingerprints of config and data.
-            frozen: the other parameters, written only if need be (see `save_frozen`).
+            frozen: the other parameters, of which those are written that `init` lacks (see `save_frozen`).
             score: held-out loss.
 
         Raises:
@@ -151,10 +155,9 @@ class TrainingCheckpoints:
             return
         if step in self.steps() and step not in self._replaceable:
             raise InputError(f"{path} is a whole checkpoint already and is not written again.")
-        trees = {trained.PARAMS: params, trained.STATE: rest}
-        if self._save_frozen and frozen is not None and flatten(frozen):
-            trees[trained.FROZEN] = frozen
-        items = {item: flatten(tree) for item, tree in trees.items()}
+        items = {trained.PARAMS: flatten(params), trained.STATE: flatten(rest)}
+        if kept := {name: leaf for name, leaf in flatten(frozen).items() if name not in self._elsewhere}:
+            items[trained.FROZEN] = kept
         info = trained.Info(
             step=step,
             score=score if score is not None and math.isfinite(score) else None,
@@ -192,7 +195,7 @@ class TrainingCheckpoints:
                 it. The next save then takes the place of everything after it.
             params: what to read, as arrays or `jax.ShapeDtypeStruct`s with the shardings wanted, on any mesh.
             rest: likewise.
-            frozen: likewise; read only if the checkpoint has it.
+            frozen: likewise; those are read that the checkpoint has.
 
         Raises:
             InputError: no such checkpoint; another shape or dtype than asked for; a damaged file or array, by name.
@@ -203,10 +206,9 @@ class TrainingCheckpoints:
         error, info, like = None, None, {}
         try:
             info = self.info(step)
-            trees = {trained.PARAMS: params, trained.STATE: rest, trained.FROZEN: frozen}
-            like = {
-                item: placed_shapes(tree) for item, tree in trees.items() if item in info.items and tree is not None
-            }
+            like = {trained.PARAMS: placed_shapes(params), trained.STATE: placed_shapes(rest)}
+            if kept := info.items.get(trained.FROZEN):
+                like[trained.FROZEN] = {name: leaf for name, leaf in placed_shapes(frozen).items() if name in kept}
             _check_shapes(path, info, like)
         except InputError as failure:
             error = failure
@@ -225,7 +227,7 @@ class TrainingCheckpoints:
             info=info,
             params=unflatten(params, loaded[trained.PARAMS]),
             rest=unflatten(rest, loaded[trained.STATE]),
-            frozen=unflatten(frozen, loaded[trained.FROZEN]) if trained.FROZEN in loaded else None,
+            frozen=loaded.get(trained.FROZEN, {}),
         )
 
     def _choose(self, step: int | None) -> int:

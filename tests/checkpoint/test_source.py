@@ -119,6 +119,20 @@ def test_frozen_parameters_inside(made: Path, tmp_path: Path, before: dict[str, 
     check(flat(load(tmp_path)), before, 0)
 
 
+def test_what_the_initial_checkpoint_lacks_is_kept(made: Path, tmp_path: Path, before: dict[str, np.ndarray]) -> None:
+    """Frozen predictors that were made from a seed are nowhere else."""
+    lacking = [(name, leaf) for name, leaf in random_leaves() if not name.startswith("image_predictor/")]
+    store.write(tmp_path / "init", CONFIG, lacking)
+    whole = {name: jax.device_put(value) for name, value in before.items()}
+    params = {name: value for name, value in whole.items() if name.startswith("decoder/")}
+    frozen = {name: value for name, value in whole.items() if name not in params}
+    with TrainingCheckpoints(tmp_path / "run", CONFIG, init=tmp_path / "init") as checkpoints:
+        checkpoints.save_async(1, params, STEP, {}, frozen=frozen)
+        found = checkpoints.restore(1, params, STEP, frozen)
+    assert found.frozen.keys() == {name for name in frozen if name.startswith("image_predictor/")}
+    assert flat(load(tmp_path / "run")).keys() == whole.keys()
+
+
 def test_neither_inside_nor_recorded(made: Path, tmp_path: Path) -> None:
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
         checkpoints.save_async(1, split(load(made / "init", dtype="float32"))[0], STEP, {})

@@ -18,6 +18,7 @@ from dynllava_jax.checkpoint import orbax_items, trained
 from dynllava_jax.errors import InputError
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training.retention import superfluous
+from dynllava_jax.training.trees import flatten
 from tests.training.states import CONFIG, DATA, assert_same, kernel, make, open_run, save
 
 
@@ -43,7 +44,7 @@ def test_onto_any_mesh(saved: Path, spec: str | None) -> None:
         found = checkpoints.restore(None, *make(0, mesh))
     assert_same((found.params, found.rest), make(200))
     assert found.params["block"]["kernel"].get_metadata("axes") == ("embed", "mlp")
-    assert (found.info.step, found.info.data, found.info.config, found.frozen) == (200, DATA, CONFIG, None)
+    assert (found.info.step, found.info.data, found.info.config, found.frozen) == (200, DATA, CONFIG, {})
     assert found.info.versions["jax"] == jax.__version__
     assert kernel(found.params).sharding.is_equivalent_to(kernel(make(0, mesh)[0]).sharding, 3)
 
@@ -250,7 +251,9 @@ def test_frozen_parameters_are_kept_when_nothing_else_has_them(tmp_path: Path) -
     with open_run(tmp_path) as checkpoints:
         checkpoints.save_async(1, *make(1), DATA, frozen=frozen)
         found = checkpoints.restore(1, *make(0), frozen=make(0)[0])
-    assert_same(found.frozen, frozen)
+        assert_same(found.frozen, flatten(frozen))
+        with pytest.raises(InputError, match="frozen/block/bias is not part of this run"):
+            checkpoints.restore(1, *make(0))
 
 
 def test_hashes_are_plain_json(saved: Path) -> None:
