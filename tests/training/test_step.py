@@ -81,8 +81,9 @@ def test_ten_steps_on_a_mesh_equal_those_on_one_device(mesh):
     found, wanted = run(settings(mesh=mesh)), on_one_device()
     for mine, theirs in zip(found.rows, wanted.rows, strict=True):
         for name, value in theirs.items():
-            # A random model at this learning rate has gradients that swing; what they do to it stays the same.
-            near = 1e-3 if name.startswith("grad_norm") else 1e-4
+            # Where a dropped key holds a row's maximum, the policy softmax has gradients as large as its eps is small:
+            # their norm shows every rounding, their effect (the parameters, below) does not.
+            near = 1e-2 if name.startswith("grad_norm") else 1e-4
             assert mine[name] == pytest.approx(value, rel=near, abs=1e-6), name
     for path, value in wanted.params.items():
         np.testing.assert_allclose(found.params[path], value, atol=1e-4, err_msg=path)
