@@ -205,7 +205,8 @@ class TrainConfig:
         image_aspect: "pad" or "crop", see `ImagePrep`; None: the model's own.
         mesh: devices by axis, see `sharding.mesh.make_mesh`.
         global_batch_size: samples of one optimizer step, over all devices.
-        device_batch_size: samples that one device holds at a time; None: all of its share. The rest is accumulated.
+        device_batch_size: samples that one device holds at a time, at most; None: all of its share. The rest is
+            accumulated.
         epochs: passes over the data.
         steps: optimizer steps instead of `epochs`.
         dtype: of the computation; parameters and moments are float32.

@@ -53,7 +53,7 @@ class Division:
                 f"global_batch_size {config.global_batch_size} does not divide over the {devices} devices of the mesh "
                 "axes data and fsdp; use a multiple."
             )
-        rows = share if config.device_batch_size is None else config.device_batch_size
+        rows = share if config.device_batch_size is None else min(config.device_batch_size, share)
         if share % rows:
             raise InputError(
                 f"device_batch_size {rows} does not divide a device's {share} samples of global_batch_size "

@@ -147,6 +147,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(InputError, match="device_batch_size 3 does not divide a device's 4 samples"):
         Division.of(settings(global_batch_size=32, device_batch_size=3), mesh)
     assert Division.of(settings(global_batch_size=32, device_batch_size=2), mesh) == Division(8, 2, 2)
+    assert Division.of(settings(global_batch_size=32, device_batch_size=9), mesh) == Division(8, 1, 4)
 
 
 def test_the_same_shape_compiles_once():
