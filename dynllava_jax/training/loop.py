@@ -217,17 +217,14 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
     trainer, config = run.trainer, run.config
     saved = checkpoints.steps()
     step = options.restore if options.restore is not None else processes.same(saved[-1] if saved else -1)
-    resumes = step >= 0
-    if resumes:
-        changes = check_same_run(options.workdir, checkpoints.info(step).data, _memory(run), force=options.force)
-        for change in changes:
-            _say(f"forced: {change}")
-    if not resumes:
+    if step < 0:
         values, made = initial_values(trainer.parameters, run.subject.model, config, trainer.mesh)
         parts = sorted({path.partition("/")[0] for path in made})
         told = f"; made from init.seed: {', '.join(parts)}" if parts else ""
         _say(f"beginning with {config.init.checkpoint or 'random weights'}{told}")
         return begin(trainer.parameters, values, config.dtype, trainer.mesh), 0
+    for change in check_same_run(options.workdir, checkpoints.info(step).data, _memory(run), force=options.force):
+        _say(f"forced: {change}")
     like = abstract_state(trainer.parameters, config.dtype, trainer.mesh)
     _say(f"going on from step {step} of {options.workdir}; the warm start is not read, but for what is frozen")
     frozen = {} if trained.FROZEN in checkpoints.info(step).items else _frozen(run)

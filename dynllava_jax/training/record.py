@@ -67,6 +67,7 @@ class Recorder:
             return
         (step, metrics), self._begun = self._begun, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values["skipped"] = self._samples.rows(step - 1) - values["samples"]
         self._done = step, values | self._speed(step, time.perf_counter() - self._since)
         self._since = time.perf_counter()
         if (problem := self._watch.problem(values["loss"])) is not None:

@@ -23,6 +23,10 @@ class Samples(NamedTuple):
         """Changes when any step would see other samples."""
         return f"{self.dataset.fingerprint} {self.plan.fingerprint}"
 
+    def rows(self, step: int) -> int:
+        """Samples of a step's batch, whether they can be read or not."""
+        return int((self.plan[step].samples != FILLER).sum())
+
     def tokens(self, step: int) -> int:
         """Real tokens of a step's batch."""
         numbers = self.plan[step].samples

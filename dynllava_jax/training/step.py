@@ -97,7 +97,8 @@ class Trainer:
             noise: Gumbel noise in place of what the run's seed gives.
 
         Returns:
-            The next state; "loss", its terms, keep rates, learning rates, "tau", "grad_norm", "tokens".
+            The next state; "loss", its terms, keep rates, learning rates, "tau", "grad_norm" (whole and by part),
+            "tokens" that are supervised, "samples" that count.
         """
         with constraints(self._constraint):
             changed, metrics = self._step((state.params, state.adam, state.step), state.frozen, batch, noise)
@@ -222,6 +223,7 @@ class Trainer:
 def _sums(out: LossOutput, batch: Batch) -> Metrics:
     """What adds up over the parts of a batch."""
     sums = {"loss": out.total, **out.terms, "tokens": jnp.sum(supervised(batch.need_labels())).astype(jnp.float32)}
+    sums["samples"] = jnp.sum(batch.lengths > 0).astype(jnp.float32)
     for place, verdict in out.forward.decisions.verdicts().items():
         sums[f"{place}_judged"] = jnp.sum(verdict.judged, dtype=jnp.float32)
         sums[f"{place}_kept"] = jnp.sum(jnp.where(verdict.judged, verdict.keep, 0.0))

@@ -57,6 +57,7 @@ def test_a_run_tells_of_every_step(whole: Path) -> None:
     assert all(always <= set(record) for record in found)
     assert [record["step"] for record in found if "eval/perplexity" in record] == [3, 4, 6]
     assert [record["step"] for record in found if "health/image_overlap" in record] == [2, 4, 6]
+    assert all(record["skipped"] == 0.0 for record in found)
     assert found[0]["learning_rate"] == 0.0
     assert found[1]["tau"] == pytest.approx(0.1 ** (1 / 6))
     assert saved(whole) == [4, 6]
@@ -97,6 +98,18 @@ def test_another_run_is_refused_until_it_is_forced(
     assert "holds another run: optimizer.clip_norm was 1.0 and is 2.0. Undo that" in capsys.readouterr().err
     assert run(data, whole, *changed, "--resume=force", checkpoint=checkpoint) == 0
     assert "forced: optimizer.clip_norm was 1.0 and is 2.0" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_is_counted(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_data(tmp_path / "data")
+    (tmp_path / "data" / "7.png").write_bytes(b"no picture")
+    more = ("--config.data.on_error=skip", "--config.data.max_skipped=0.5", "--config.eval.every=0")
+    assert run(data, tmp_path / "work", *more, checkpoint=checkpoint) == 0
+    assert sum(record["skipped"] for record in records(tmp_path / "work")) == 1.0
+    assert "goes without a sample: " in caplog.text
+    assert "s7" in caplog.text
 
 
 def test_other_data_are_refused(
