@@ -8,9 +8,6 @@ from typing import Any
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.errors import InputError
 
-EXIT_SAVED = 75
-"""Saved and not finished: the same command goes on from there."""
-
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -31,8 +28,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, on GPUs too; slower")
     parser.add_argument(
         "--distributed",
-        action="store_true",
-        help="one of several processes that a cluster started (Slurm, TPU pods, Open MPI, JAX_COORDINATOR_ADDRESS)",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT,COUNT,NUMBER",
+        help="one of several processes: where the first one listens, how many there are, which one this is (from 0); "
+        "without a value as the cluster says (Slurm, TPU pods, Open MPI)",
     )
     add_json(parser)
     parser.set_defaults(run=run, overrides=())
@@ -43,15 +43,16 @@ def run(args: argparse.Namespace) -> int:
         # Read when the first device is asked for, which has not happened yet.
         flags = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    if args.distributed:
-        import jax
+    if args.distributed is not None:
+        from dynllava_jax.training.processes import join
 
-        jax.distributed.initialize()
+        join(args.distributed)
     from dynllava_jax.config.experiment import read_experiment
 
     config = read_experiment(args.config, args.overrides)
     from dynllava_jax.training import describe
     from dynllava_jax.training.loop import Options, dry_run, train
+    from dynllava_jax.training.stop import EXIT_SAVED
 
     if args.dry_run:
         described = dry_run(config)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     result = train(config, options)
     if args.json is not None:
         write_json(args.json, [{"step": result.step, "steps": result.steps, "finished": result.finished}])
-    return 0 if result.finished else EXIT_SAVED
+    return 0 if result.finished else EXIT_SAVED  # the same command goes on from there
 
 
 def _window(text: str | None) -> tuple[int, int] | None:

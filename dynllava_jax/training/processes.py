@@ -1,10 +1,39 @@
 """What the processes of a run have to agree on; nothing happens where there is only one."""
 
+import re
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from dynllava_jax.errors import InputError
+
+AUTO = "auto"
+
+
+def join(where: str = AUTO) -> None:
+    """Makes this process one of several; before anything else touches a device.
+
+    Args:
+        where: `HOST:PORT,COUNT,NUMBER`, or AUTO: what Slurm, a TPU pod or Open MPI tells.
+
+    Raises:
+        InputError: it is written otherwise, no cluster says anything, or the first process cannot be reached.
+    """
+    arguments: tuple[str, int, int] | tuple[()] = ()
+    if where != AUTO:
+        if (match := re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)) is None or int(match[3]) >= int(match[2]):
+            raise InputError(
+                f"--distributed {where} is not HOST:PORT,COUNT,NUMBER, such as 10.0.0.1:1234,2,0 and …,2,1."
+            )
+        arguments = (match[1], int(match[2]), int(match[3]))
+    # On a CPU two dispatched programs run at the same time, and their collectives wait for each other for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.distributed.initialize(*arguments)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--distributed finds no other processes ({reason}); give HOST:PORT,COUNT,NUMBER.") from error
 
 
 def is_first() -> bool:
