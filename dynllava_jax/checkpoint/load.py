@@ -52,7 +52,7 @@ def load(
     source = open_source(path)
     config = source.config if config is None else config
     wanted = targets(config)
-    missing = _check(Path(path), wanted, source.shapes, fresh)
+    missing = check_complete(Path(path), wanted, source.shapes, fresh=fresh)
     slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in source.shapes}
     where = {} if sharding is None else _by_path(sharding(abstract_model(config)))
     params: dict[str, jax.Array] = {}
@@ -76,8 +76,17 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
     return jax.jit(initial)()
 
 
-def _check(path: Path, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], fresh: bool) -> list[Target]:
-    """The targets to initialise; raises when the rest does not fit."""
+def check_complete(
+    path: Path, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], *, fresh: bool = False
+) -> list[Target]:
+    """Compares the shapes of the leaves in a checkpoint with those of a model.
+
+    Returns:
+        The targets to initialise: with `fresh`, selectors that the checkpoint lacks.
+
+    Raises:
+        InputError: leaves that are missing, left over or of another shape (all in one message).
+    """
     problems, missing = [], []
     for target in wanted:
         absent = [leaf for leaf in target.leaves if leaf not in stored]

@@ -1,4 +1,4 @@
-"""A checkpoint of either kind, as the leaves that a model checkpoint holds."""
+"""A checkpoint of either kind, as the leaves that a model checkpoint holds; adapters are merged into their kernels."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dynllava_jax.checkpoint import checksums, hashes, orbax_items, store, trained
+from dynllava_jax.checkpoint import adapters, checksums, hashes, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import Target, targets
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
@@ -31,6 +31,7 @@ class Source:
         content_hash: changes when a leaf changes.
         shapes: of all leaves.
         read: yields these leaves, checked, a part of the model at a time; others may be among them.
+        carried: reads what the model does not use and export writes back, see `store`.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class Source:
     content_hash: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[Collection[str]], Iterator[dict[str, np.ndarray]]]
+    carried: Callable[[], dict[str, np.ndarray]]
 
 
 def open_source(path: str | Path) -> Source:
@@ -70,7 +72,16 @@ def _model(path: Path) -> Source:
     def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
         yield from store.read_items(path, info, wanted)
 
-    return Source(info.config, info.dtype, info.facts, path / store.FILES, info.content_hash, shapes, read)
+    return Source(
+        config=info.config,
+        dtype=info.dtype,
+        facts=info.facts,
+        files=path / store.FILES,
+        content_hash=info.content_hash,
+        shapes=shapes,
+        read=read,
+        carried=lambda: store.read_carried(path, info),
+    )
 
 
 def _training(path: epath.Path) -> Source:
@@ -78,38 +89,69 @@ def _training(path: epath.Path) -> Source:
         info = trained.read_info(path, _ITEMS)
     except trained.DamageError as error:
         raise _or_else(error, path) from None
-    stored = {name: (item, entry) for item in _ITEMS for name, entry in info.items.get(item, {}).items()}
+    everything = {name: (item, entry) for item in _ITEMS for name, entry in info.items.get(item, {}).items()}
+    low_rank = {name: place for name, place in everything.items() if adapters.is_adapter(name)}
+    stored = {name: place for name, place in everything.items() if name not in low_rank}
     by_path = {target.path: target for target in targets(info.config)}
-    # Parameters that the model lacks (adapters) keep their name, and are refused where they do not fit.
+    shapes = {name: tuple(entry["shape"]) for name, (_, entry) in low_rank.items()}
+    pairs = adapters.pairs(shapes, by_path, info.lora, str(path))
+    # Parameters that the model lacks keep their name, and are refused where they do not fit.
     filled = {name: by_path.get(name) or _as_it_is(name, entry) for name, (_, entry) in stored.items()}
     own = {leaf: target.leaf_shape for target in filled.values() for leaf in target.leaves}
     absent = {leaf for target in by_path.values() if target.path not in stored for leaf in target.leaves}
     init = _init(path, info, absent) if absent else None
 
-    def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+    def unmerged(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
         for names in _groups(stored, [name for name in stored if not {*filled[name].leaves}.isdisjoint(wanted)]):
             leaves: dict[str, np.ndarray] = {}
             for name, array in _load(path, stored, names).items():
-                leaves |= zip(filled[name].leaves, array if filled[name].stacked else (array,), strict=True)
+                leaves |= _by_leaf(filled[name], array)
             yield leaves
         if init is not None:
             for leaves in init.read(absent.intersection(wanted)):
                 yield {leaf: array for leaf, array in leaves.items() if leaf in absent}
 
+    def factors(wanted: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """All at once: they are a few hundredths of the model."""
+        touched = {kernel: pair for kernel, pair in pairs.items() if not {*by_path[kernel].leaves}.isdisjoint(wanted)}
+        arrays: dict[str, np.ndarray] = {}
+        for names in _groups(low_rank, [name for pair in touched.values() for name in pair]):
+            arrays |= _load(path, low_rank, names)
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for kernel, pair in touched.items():
+            a, b = (_by_leaf(by_path[kernel], arrays[name]) for name in pair)
+            found |= {leaf: (a[leaf], b[leaf]) for leaf in a}
+        return found
+
+    def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+        low = factors(wanted)
+        scale = 0.0 if info.lora is None else info.lora.scale
+        for leaves in unmerged(wanted):
+            yield {
+                leaf: adapters.merged(array, *low[leaf], scale) if leaf in low else array
+                for leaf, array in leaves.items()
+            }
+
     inherited = {} if init is None else {leaf: init.shapes[leaf] for leaf in absent if leaf in init.shapes}
-    dtypes = {entry["dtype"] for _, entry in stored.values()} | ({init.dtype} if init is not None else set())
+    dtypes = {entry["dtype"] for _, entry in everything.values()} | ({init.dtype} if init is not None else set())
     # Predictors that conversion had to make up are no longer untrained once they were trained.
     fresh = [name for name in info.facts.get("fresh", ()) if not any(leaf.startswith(f"{name}/") for leaf in own)]
-    content = {name: entry["checksum"] for name, (_, entry) in sorted(stored.items())}
+    content = {name: entry["checksum"] for name, (_, entry) in sorted(everything.items())}
     return Source(
         config=info.config,
         dtype=max(dtypes, key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
         facts={**info.facts, "fresh": fresh},
         files=Path(trained.work_folder(path) / trained.FILES),
-        content_hash=hashes.hash_bytes(repr((content, info.init)).encode()),
+        content_hash=hashes.hash_bytes(repr((content, info.init, info.lora)).encode()),
         shapes=own | inherited,
         read=read,
+        carried=dict if init is None else init.carried,
     )
+
+
+def _by_leaf(target: Target, array: np.ndarray) -> dict[str, np.ndarray]:
+    """A parameter, or what belongs to it, as its leaves."""
+    return dict(zip(target.leaves, array if target.stacked else (array,), strict=True))
 
 
 def _as_it_is(name: str, entry: Mapping[str, Any]) -> Target:

@@ -257,5 +257,5 @@ def _no_checkpoint(path: Path) -> str:
             f"dynllava convert from-torch DOWNLOADED_FOLDER {shlex.quote(path.name)}-jax"
         )
     if path.with_name(path.name + ".tmp").exists():
-        return f"{path} is no checkpoint: its conversion did not finish; run dynllava convert from-torch again."
+        return f"{path} is no checkpoint: its conversion did not finish; run the same dynllava convert command again."
     return f"{path} is no model checkpoint: {'no config.json of ours in it' if path.exists() else 'it does not exist'}."

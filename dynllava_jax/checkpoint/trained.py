@@ -6,10 +6,10 @@
                                 config.json                model config, data position, what the run recorded
                                 hashes.json                a checksum per array, a hash per small file; written last
 
-`params` are the trained parameters alone; `frozen` ones are kept only where they cannot be read from the initial
-checkpoint. Orbax gives the folder its name when everything is written; a kill in between leaves a temporary one. Only
-then are config.json and hashes.json added, so a folder is a whole checkpoint exactly if hashes.json is in it, on a
-bucket (which has no renaming) too.
+`params` are the trained parameters alone, adapters by their own names; `frozen` ones are kept only where they cannot
+be read from the initial checkpoint. Orbax gives the folder its name when everything is written; a kill in between
+leaves a temporary one. Only then are config.json and hashes.json added, so a folder is a whole checkpoint exactly if
+hashes.json is in it, on a bucket (which has no renaming) too.
 
 Two things are checked on the way back. Arrays: the checksum of what arrived on the devices against the one taken on
 the devices before saving (`checksums`), which no damage between can escape, wherever it happened. Files up to 1 MiB,
@@ -27,6 +27,7 @@ from dynllava_jax.checkpoint import hashes
 from dynllava_jax.checkpoint.checksums import ALGORITHM
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.errors import InputError
 
 FORMAT = "dynllava_jax training checkpoint"
@@ -56,6 +57,7 @@ class Info:
         facts: about the model, as in a model checkpoint.
         versions: of the packages that wrote it.
         data: what the run recorded, such as fingerprints of its config and data.
+        lora: how the adapters among the trained parameters were made, or None.
         items: item -> path -> checksum, shape, dtype.
         files: small files -> hash.
     """
@@ -67,6 +69,7 @@ class Info:
     facts: Mapping[str, Any]
     versions: Mapping[str, str]
     data: Mapping[str, Any]
+    lora: LoraConfig | None = None
     items: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -116,6 +119,7 @@ def seal(path: epath.Path, info: Info) -> None:
         "format_version": FORMAT_VERSION,
         **{name: getattr(info, name) for name in _PLAIN},
         "model": to_json(info.config),
+        "lora": None if info.lora is None else to_json(info.lora),
     }
     _write(path / _CONFIG, (json.dumps(document, indent=1) + "\n").encode())
     files = {name: hashes.hash_bytes((path / name).read_bytes()) for name in _small_files(path)}
@@ -148,8 +152,11 @@ def read_info(path: epath.Path, items: Iterable[str] = (PARAMS, STATE, FROZEN)) 
             "install the version that wrote it."
         )
     config = from_json(ModelConfig, document["model"], f"{path / _CONFIG}: model")
+    lora = document.get("lora")
+    if lora is not None:
+        lora = from_json(LoraConfig, lora, f"{path / _CONFIG}: lora")
     plain = {name: document[name] for name in _PLAIN}
-    return Info(config=config, items=content["items"], files=content["files"], **plain)
+    return Info(config=config, lora=lora, items=content["items"], files=content["files"], **plain)
 
 
 def read_score(path: epath.Path) -> float | None:

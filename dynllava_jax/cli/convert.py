@@ -1,4 +1,4 @@
-"""`dynllava convert`: checkpoints in (and, later, out)."""
+"""`dynllava convert`: model checkpoints out of PyTorch weights and out of training runs."""
 
 import argparse
 import dataclasses
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
-from dynllava_jax.convert.from_torch import DTYPES, Report, convert
+from dynllava_jax.convert import from_torch, merge
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `convert from-torch`; the parsed namespace's `run` does the work."""
-    parser = subparsers.add_parser("convert", help="bring PyTorch weights in")
+    """Adds `convert from-torch` and `convert merge`; the parsed namespace's `run` does the work."""
+    parser = subparsers.add_parser("convert", help="bring PyTorch weights in, or make a model of a training run")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("from-torch", help="a PyTorch LLaVA or Dynamic-LLaVA folder becomes a model checkpoint")
     command.add_argument("src", type=Path, metavar="SRC", help="folder with config.json and .safetensors or .bin files")
@@ -21,19 +21,26 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument(
         "--prefer-tower", choices=("given", "inside"), help="which to take when --vision-tower and SRC's own differ"
     )
-    command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
+    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
     command.add_argument("--conv-template", default="vicuna_v1", metavar="T", help="conversation template (vicuna_v1)")
     command.add_argument(
         "--no-predictors", action="store_true", help="keep a base LLaVA dense instead of adding untrained predictors"
     )
     add_json(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run_from_torch)
+
+    command = kinds.add_parser("merge", help="a training run becomes a model checkpoint, LoRA adapters merged")
+    command.add_argument("src", metavar="WORKDIR", help="work folder (its newest checkpoint), or WORKDIR/checkpoints/N")
+    command.add_argument("dst", type=Path, metavar="DST", help="where the checkpoint goes; must not exist yet")
+    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored, float32 for what was trained")
+    add_json(command)
+    command.set_defaults(run=run_merge)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
-    with _Progress() as progress:
-        report = convert(
+    with _Progress("converting", "B") as progress:
+        report = from_torch.convert(
             args.src,
             args.dst,
             vision_tower=args.vision_tower,
@@ -44,17 +51,30 @@ def run(args: argparse.Namespace) -> int:
             on_start=progress.start,
             on_item=progress.advance,
         )
+    _tell(args, report, _from_torch_text(report))
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    with _Progress("merging", " values") as progress:
+        report = merge.merge(args.src, args.dst, dtype=args.dtype, on_start=progress.start, on_part=progress.advance)
+    _tell(args, report, _merge_text(report))
+    return 0
+
+
+def _tell(args: argparse.Namespace, report: Any, text: str) -> None:
     if args.json is None:
-        print(_text(report))
+        print(text)
     else:
         write_json(args.json, [dataclasses.asdict(report)])
-    return 0
 
 
 class _Progress:
     """A bar with rate and remaining time on a terminal; nothing elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
         self._bar: Any = None
 
     def __enter__(self) -> "_Progress":
@@ -64,17 +84,18 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def start(self, nbytes: int) -> None:
+    def start(self, total: int) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=nbytes, unit="B", unit_scale=True, desc="converting", disable=not sys.stderr.isatty())
+        silent = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit=self._unit, unit_scale=True, desc=self._what, disable=silent)
 
-    def advance(self, nbytes: int) -> None:
+    def advance(self, count: int) -> None:
         if self._bar is not None:
-            self._bar.update(nbytes)
+            self._bar.update(count)
 
 
-def _text(report: Report) -> str:
+def _from_torch_text(report: from_torch.Report) -> str:
     dtypes = ", ".join(f"{count} {name}" for name, count in sorted(report.dtypes.items()))
     lines = [
         f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s from a checkpoint of the "
@@ -83,3 +104,11 @@ def _text(report: Report) -> str:
         *(f"  note: {note}" for note in report.notes),
     ]
     return "\n".join(lines)
+
+
+def _merge_text(report: merge.Report) -> str:
+    adapters = f", adapters of {report.adapters} kernels merged" if report.adapters else ""
+    return (
+        f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s from step {report.step} of a training "
+        f"run ({report.src})\n  {report.leaves} tensors, {report.carried} carried for export{adapters}"
+    )

@@ -20,7 +20,7 @@ COMMANDS = {
     "chat": "a conversation in the terminal",
     "train": "fine-tune on your own data",
     "samples": "the pictures that come with the package",
-    "convert": "bring PyTorch weights in",
+    "convert": "bring PyTorch weights in, or make a model of a training run",
     "data": "pack training data into shards, or check it",
     "verify": "compare with numbers recorded from the official code",
     "doctor": "versions, devices, what runs where",

@@ -33,14 +33,18 @@ class Step:
     rule: Rule
 
     def read(self, dtype: np.dtype | None) -> np.ndarray:
-        leaf = self.rule.transform.apply(self.weights.read(self.rule.source))
-        if dtype is None:
-            return leaf
-        with np.errstate(over="ignore"):
-            cast = leaf.astype(dtype)
-        if np.isinf(cast).any() and not np.isinf(leaf).any():
-            raise InputError(f"{self.rule.source} holds values beyond {dtype.name}; use --dtype bfloat16 or float32.")
-        return cast
+        return cast(self.rule.transform.apply(self.weights.read(self.rule.source)), dtype, self.rule.source)
+
+
+def cast(leaf: np.ndarray, dtype: np.dtype | None, name: str) -> np.ndarray:
+    """The leaf in another dtype, if one is given; raises InputError that names it when that makes values infinite."""
+    if dtype is None:
+        return leaf
+    with np.errstate(over="ignore"):
+        made = leaf.astype(dtype)
+    if np.isinf(made).any() and not np.isinf(leaf).any():
+        raise InputError(f"{name} holds values beyond {dtype.name}; use --dtype bfloat16 or float32.")
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

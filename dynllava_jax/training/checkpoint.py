@@ -19,6 +19,7 @@ from dynllava_jax.checkpoint import checksums, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import targets
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.training import processes
 from dynllava_jax.training.retention import best, superfluous
@@ -54,6 +55,7 @@ class TrainingCheckpoints:
         init: str | Path | None = None,
         files: str | Path | None = None,
         save_frozen: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Clears away what a killed run left incomplete.
 
@@ -65,13 +67,14 @@ class TrainingCheckpoints:
             init: checkpoint that frozen parameters come from unchanged.
             files: folder with tokenizer and source files, copied to `WORKDIR/files` once; None: those of `init`.
             save_frozen: keep frozen parameters in every checkpoint although `init` has them. Those it lacks are kept.
+            lora: of the run, without which its adapters could not be merged.
 
         Raises:
             InputError: `init` is no checkpoint.
         """
         self._workdir = epath.Path(workdir)
         self._folder = self._workdir / trained.CHECKPOINTS
-        self._config = config
+        self._config, self._lora = config, lora
         self._keep, self._keep_best = keep, keep_best
         source = None if init is None else open_source(init)
         self._facts = {} if source is None else source.facts
@@ -166,6 +169,7 @@ class TrainingCheckpoints:
             facts=self._facts,
             versions=store.versions(),
             data=data,
+            lora=self._lora,
         )
         if processes.is_first() and path.exists():
             trained.remove(path)

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from dynllava_jax.checkpoint import trained
+from dynllava_jax.checkpoint.adapters import is_adapter
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
@@ -199,6 +200,7 @@ def _checkpoints(run: Run, options: Options) -> TrainingCheckpoints:
         files=run.subject.files,
         # Frozen parameters that no checkpoint has would be lost.
         save_frozen=not made.isdisjoint(parameters.frozen),
+        lora=config.optimizer.lora,
     )
 
 
@@ -219,7 +221,7 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
     step = options.restore if options.restore is not None else processes.same(saved[-1] if saved else -1)
     if step < 0:
         values, made = initial_values(trainer.parameters, run.subject.model, config, trainer.mesh)
-        parts = sorted({path.partition("/")[0] for path in made})
+        parts = sorted({"adapters" if is_adapter(path) else path.partition("/")[0] for path in made})
         told = f"; made from init.seed: {', '.join(parts)}" if parts else ""
         _say(f"beginning with {config.init.checkpoint or 'random weights'}{told}")
         return begin(trainer.parameters, values, config.dtype, trainer.mesh), 0

@@ -1,8 +1,8 @@
 """What is trained and what stays as it is."""
 
+from dynllava_jax.checkpoint.adapters import is_adapter
 from dynllava_jax.checkpoint.leaves import is_selector
 from dynllava_jax.config.training import OptimizerConfig
-from dynllava_jax.nn.linear import LORA_NAMES
 
 
 def is_trained(path: str, config: OptimizerConfig) -> bool:
@@ -10,7 +10,7 @@ def is_trained(path: str, config: OptimizerConfig) -> bool:
 
     The decoder's own weights rest while it is trained by low-rank adapters.
     """
-    if path.rpartition("/")[2] in LORA_NAMES:
+    if is_adapter(path):
         return True
     if is_selector(path):
         return not config.freeze_predictors
