@@ -110,8 +110,7 @@ def _result(workdir: Path) -> tuple[Any, Any]:
     """Every step's metrics, and the checksum of every array of the last checkpoint."""
     rows = [{key: value for key, value in row.items() if key not in _TIMES} for row in records(workdir)]
     last = workdir / "checkpoints" / str(saved(workdir)[-1])
-    hashes = json.loads((last / "hashes.json").read_text())
-    return rows, {name: hashes[name] for name in hashes if name == "items"}
+    return rows, json.loads((last / "hashes.json").read_text())["content"]["items"]
 
 
 if __name__ == "__main__":

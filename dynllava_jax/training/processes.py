@@ -1,6 +1,7 @@
 """What the processes of a run have to agree on; nothing happens where there is only one."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,17 +21,18 @@ def join(where: str = AUTO) -> None:
     Raises:
         InputError: it is written otherwise, no cluster says anything, or the first process cannot be reached.
     """
-    arguments: tuple[str, int, int] | tuple[()] = ()
+    arguments: dict[str, Any] = {}
     if where != AUTO:
         if (match := re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)) is None or int(match[3]) >= int(match[2]):
             raise InputError(
                 f"--distributed {where} is not HOST:PORT,COUNT,NUMBER, such as 10.0.0.1:1234,2,0 and …,2,1."
             )
-        arguments = (match[1], int(match[2]), int(match[3]))
+        address, count, number = match.groups()
+        arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
     # On a CPU two dispatched programs run at the same time, and their collectives wait for each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(*arguments)
+        jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--distributed finds no other processes ({reason}); give HOST:PORT,COUNT,NUMBER.") from error

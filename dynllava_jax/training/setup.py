@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import get_preset
@@ -39,7 +39,8 @@ def settle(config: TrainConfig) -> Subject:
     Raises:
         InputError: preset and checkpoint differ (all fields are listed), no tokenizer, samples longer than the context.
     """
-    own = None if config.init.checkpoint is None else store.read_config(Path(config.init.checkpoint))
+    source = None if config.init.checkpoint is None else open_source(config.init.checkpoint)
+    own = None if source is None else source.config
     preset = None if config.model is None else get_preset(config.model)
     if own is not None and preset is not None:
         _check_agree(config, own, preset)
@@ -57,7 +58,7 @@ def settle(config: TrainConfig) -> Subject:
     )
     if (length := config.data.max_length) > (context := model.decoder.context):
         raise InputError(f"data.max_length {length} exceeds the decoder's context of {context} tokens; lower it.")
-    files = _files(config)
+    files = _files(config, source)
     tokenizer = Tokenizer.load(files)
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise InputError(
@@ -91,9 +92,9 @@ def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any,
     return [] if first == second else [(name, first, second)]
 
 
-def _files(config: TrainConfig) -> Path:
+def _files(config: TrainConfig, source: Source | None) -> Path:
     if config.init.tokenizer is not None:
         return Path(config.init.tokenizer)
-    if config.init.checkpoint is None:
+    if source is None:
         raise InputError("A run without init.checkpoint needs init.tokenizer, a folder with the tokenizer's files.")
-    return Path(config.init.checkpoint) / store.FILES
+    return source.files

@@ -19,7 +19,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 def test_the_next_one_is_tried_and_the_log_says_why_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def small_only(*args: object) -> None:
+    def small_only(*args: object, **options: object) -> None:
         raise NotImplementedError("head dimension 8 is not a multiple of 64")
 
     monkeypatch.setattr(api, "_ATTENTION", {"fancy": small_only, **api._ATTENTION})

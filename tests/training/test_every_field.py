@@ -151,7 +151,7 @@ def reading(config: TrainConfig) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "_batches", lambda *args: asked.append(args[-1]) or iter(()))
         with Feed(samples.dataset, samples.plan, ONE, config.data) as feed:
-            return asked, feed._ready.maxsize
+            return asked, feed._room._value
 
 
 @functools.cache

@@ -124,7 +124,7 @@ def test_frozen_parts_have_no_moments_and_do_not_move():
     assert all(np.any(np.asarray(value) != start[path]) for path, value in state.params.items())
 
 
-def test_adapters_train_while_the_decoder_rests_and_merge_into_its_kernels():
+def test_adapters_train_while_the_decoder_rests():
     lora = LoraConfig(rank=2, alpha=4.0, targets=("query", "down"))
     optimizer = dataclasses.replace(settings().optimizer, lora=lora)
     trainer, state = trainer_of(settings(optimizer=optimizer))
