@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.progress import Progress
 from dynllava_jax.convert import from_torch, merge
 
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
-    with _Progress("converting", "B") as progress:
+    with Progress("converting", "B", scaled=True) as progress:
         report = from_torch.convert(
             args.src,
             args.dst,
@@ -57,7 +57,7 @@ def run_from_torch(args: argparse.Namespace) -> int:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
-    with _Progress("merging", " values") as progress:
+    with Progress("merging", " values", scaled=True) as progress:
         report = merge.merge(args.src, args.dst, dtype=args.dtype, on_start=progress.start, on_part=progress.advance)
     _tell(args, report, _merge_text(report))
     return 0
@@ -68,31 +68,6 @@ def _tell(args: argparse.Namespace, report: Any, text: str) -> None:
         print(text)
     else:
         write_json(args.json, [dataclasses.asdict(report)])
-
-
-class _Progress:
-    """A bar with rate and remaining time on a terminal; nothing elsewhere."""
-
-    def __init__(self, what: str, unit: str) -> None:
-        self._what, self._unit = what, unit
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def start(self, total: int) -> None:
-        from tqdm import tqdm
-
-        silent = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, unit=self._unit, unit_scale=True, desc=self._what, disable=silent)
-
-    def advance(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.update(count)
 
 
 def _from_torch_text(report: from_torch.Report) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
 
 _SHOWN = 5
@@ -55,7 +56,7 @@ def run_pack(args: argparse.Namespace) -> int:
     from dynllava_jax.data.source import open_source
 
     source = open_source(args.src, args.images, args.adapter)
-    with _Progress("packing") as progress:
+    with Progress("packing", "sample") as progress:
         made = pack(
             source,  # pyright: ignore[reportArgumentType] # every source of open_source gives its pictures as files
             args.dst,
@@ -86,7 +87,7 @@ def run_check(args: argparse.Namespace) -> int:
     from dynllava_jax.data.source import open_source
 
     source, preparation = open_source(args.src, args.images, args.adapter), _preparation(args)
-    with _Progress("checking") as progress:
+    with Progress("checking", "sample") as progress:
         progress.start(len(source), 0)
         report = check(
             source,
@@ -175,29 +176,3 @@ def _lines(args: argparse.Namespace, report: Any) -> Iterator[str]:
 def _some(words: Iterable[Any]) -> str:
     words = list(map(str, words))
     return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
-
-
-class _Progress:
-    """A bar with rate and remaining time on a terminal; nothing elsewhere."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def start(self, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total, initial=done, unit="sample", desc=self._name, smoothing=0.05, disable=not sys.stderr.isatty()
-        )
-
-    def advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update()

@@ -12,7 +12,7 @@ from dynllava_jax.training.ahead import compile_step
 
 pytestmark = [
     pytest.mark.aot,
-    pytest.mark.soak,  # XLA takes minutes for this step
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs the aot extra"),
 ]
 
