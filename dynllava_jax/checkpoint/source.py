@@ -135,7 +135,8 @@ def _training(path: epath.Path) -> Source:
     inherited = {} if init is None else {leaf: init.shapes[leaf] for leaf in absent if leaf in init.shapes}
     dtypes = {entry["dtype"] for _, entry in everything.values()} | ({init.dtype} if init is not None else set())
     # Predictors that conversion had to make up are no longer untrained once they were trained.
-    fresh = [name for name in info.facts.get("fresh", ()) if not any(leaf.startswith(f"{name}/") for leaf in own)]
+    learned = {name.partition("/")[0] for name, (item, _) in stored.items() if item == trained.PARAMS}
+    fresh = [name for name in info.facts.get("fresh", ()) if name not in learned]
     content = {name: entry["checksum"] for name, (_, entry) in sorted(everything.items())}
     return Source(
         config=info.config,
