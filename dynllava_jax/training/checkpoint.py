@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -47,13 +46,13 @@ class TrainingCheckpoints:
 
     def __init__(
         self,
-        workdir: str | Path | epath.Path,
+        workdir: epath.PathLike,
         config: ModelConfig,
         *,
         keep: int = 2,
         keep_best: bool = True,
-        init: str | Path | None = None,
-        files: str | Path | None = None,
+        init: epath.PathLike | None = None,
+        files: epath.PathLike | None = None,
         made: Collection[str] = (),
         lora: LoraConfig | None = None,
     ) -> None:
@@ -301,7 +300,7 @@ class TrainingCheckpoints:
                 _log.warning("removed %s, which a run that was killed had left incomplete", path)
                 path.rmtree()
 
-    def _copy_files(self, folder: str | Path | None) -> None:
+    def _copy_files(self, folder: epath.PathLike | None) -> None:
         if folder is None or (self._workdir / trained.FILES).exists():
             return
         partial = self._workdir / f"{trained.FILES}.tmp"
