@@ -29,6 +29,7 @@ MAY_USE = {
         *("config", "nn", "kernels", "sparsify", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis"),
     },
+    "planning": {"config", "model", "sharding", "kernels", "checkpoint", "nn", "inference", "analysis", "training"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -41,6 +42,7 @@ MAY_USE = {
         "verify",
         "analysis",
         "training",
+        "planning",
     },
 }
 
