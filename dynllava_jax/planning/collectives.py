@@ -15,6 +15,9 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r"ROOT .* compare\([^,]+, (?:s32\[\]\S* )?%?([\w.\-]+)\), direction=LT")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
@@ -118,8 +121,13 @@ def _along(mesh: list[tuple[str, str]], axes: list[tuple[str, str, str]]) -> lis
 def _runs(text: str) -> dict[str, int]:
     """How often each computation runs in one run of the program."""
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    limits = _limits(text)
     for name, line in _lines(text):
-        trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+        trips = 1
+        if match := _TRIPS.search(line):
+            trips = int(match[1])
+        elif match := _WHILE.search(line):
+            trips = limits.get(match[1], 1)
         for called in _CALLED.findall(line):
             calls[name] += [(callee, trips) for callee in re.findall(r"[\w.\-]+", called)]
     times: dict[str, int] = defaultdict(int)
@@ -131,6 +139,18 @@ def _runs(text: str) -> dict[str, int]:
 
     count(_entry(text), 1)
     return times
+
+
+def _limits(text: str) -> dict[str, int]:
+    """Of each condition that compares a counter with a constant, the constant: the TPU compiler writes no counts."""
+    constants: dict[tuple[str, str], int] = {}
+    limits: dict[str, int] = {}
+    for name, line in _lines(text):
+        if match := _CONSTANT.search(line):
+            constants[name, match[1]] = int(match[2])
+        elif (match := _LESS.search(line)) and (name, match[1]) in constants:
+            limits[name] = constants[name, match[1]]
+    return limits
 
 
 def _entry(text: str) -> str:

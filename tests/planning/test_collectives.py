@@ -30,6 +30,25 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     assert found.across == found.sent  # eight devices, four of a host
 
 
+def test_a_loop_without_a_count_runs_to_the_constant_of_its_condition() -> None:
+    text = (
+        "%less (p: (s32[], f32[8])) -> pred[] {\n"
+        "  %end = s32[]{:T(128)} constant(7)\n"
+        "  %p = (s32[]{:T(128)}, f32[8]) parameter(0)\n"
+        "  %i = s32[]{:T(128)} get-tuple-element(%p), index=0\n"
+        "  ROOT %lt = pred[]{:T(512)} compare(%i, %end), direction=LT\n"
+        "}\n\n"
+        "%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {\n"
+        "  %g = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}\n"
+        "}\n\n"
+        "ENTRY %main (x: f32[8]) -> f32[8] {\n"
+        "  %w = (s32[], f32[8]) while(%x), condition=%less, body=%body\n"
+        "}\n"
+    )
+    (found,) = traffic(text, devices=2, per_host=2)
+    assert (found.count, found.sent) == (7, 7 * 32)
+
+
 HEAD = "ENTRY %main (x: f32[8]) -> f32[64] {\n"
 
 
