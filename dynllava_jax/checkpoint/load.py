@@ -1,13 +1,13 @@
 """A checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.experimental.layout import Format
 
@@ -24,35 +24,50 @@ Shardings = dict[str, jax.sharding.Sharding | Format]
 
 
 def load(
-    path: Path,
+    path: epath.PathLike,
     config: ModelConfig | None = None,
     *,
     dtype: Any = None,
     sharding: ShardingRule | None = None,
     fresh: bool = False,
 ) -> DynamicLlava:
+    """The model of `load_parameters`, its parameters committed to their shardings."""
+    config = open_source(path).config if config is None else config
+    return _assemble(config, load_parameters(path, config, dtype=dtype, sharding=sharding, fresh=fresh))
+
+
+def load_parameters(
+    path: epath.PathLike,
+    config: ModelConfig,
+    *,
+    only: Collection[str] | None = None,
+    dtype: Any = None,
+    sharding: ShardingRule | None = None,
+    fresh: bool = False,
+) -> dict[str, jax.Array]:
     """Reads a model or training checkpoint, one part of it at a time on the host.
 
     Args:
         path: the checkpoint, see `source.open_source`.
-        config: the model wanted, by default the checkpoint's own; another `sparse_layer`, other selectors or none
-            (`config.sparsity.dense()`) are fine.
+        config: the model wanted; another `sparse_layer`, other selectors or none (`config.sparsity.dense()`) than the
+            checkpoint's are fine.
+        only: paths of the parameters wanted; None: all.
         dtype: of the parameters; None keeps what is stored.
         sharding: where the parameters go, such as `lambda model: param_shardings(model, mesh, config)`; None: the
             default device.
         fresh: initialise selectors that the checkpoint lacks, instead of failing.
 
     Returns:
-        The model, its parameters committed to their shardings.
+        The parameters by path.
 
     Raises:
         InputError: no checkpoint, a damaged leaf (named), or parameters that are missing, left over or of another
             shape (all in one message).
     """
     source = open_source(path)
-    config = source.config if config is None else config
-    wanted = targets(config)
-    missing = check_complete(Path(path), wanted, source.shapes, fresh=fresh)
+    missing = check_complete(path, targets(config), source.shapes, fresh=fresh)
+    wanted = [target for target in targets(config) if only is None or target.path in only]
+    missing = [target for target in missing if target in wanted]
     slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in source.shapes}
     where = {} if sharding is None else _by_path(sharding(abstract_model(config)))
     params: dict[str, jax.Array] = {}
@@ -62,7 +77,7 @@ def load(
                 _place(params, *slots[leaf], array if dtype is None else array.astype(dtype), where)
     if missing:
         params |= _initialise(config, missing, dtype, where)
-    return _assemble(config, params)
+    return params
 
 
 def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 0) -> dict[str, jax.Array]:
@@ -77,7 +92,7 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
 
 
 def check_complete(
-    path: Path, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], *, fresh: bool = False
+    path: epath.PathLike, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], *, fresh: bool = False
 ) -> list[Target]:
     """Compares the shapes of the leaves in a checkpoint with those of a model.
 

@@ -25,7 +25,7 @@ def save(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
         ocp.save(str(path.absolute()), dict(leaves))
 
 
-def load(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def load(path: epath.Path, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Reads the leaves of which `recorded` gives shape and dtype.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,14 +36,14 @@ class Source:
     config: ModelConfig
     dtype: str
     facts: Mapping[str, Any]
-    files: Path
+    files: epath.Path
     content_hash: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[Collection[str]], Iterator[dict[str, np.ndarray]]]
     carried: Callable[[], dict[str, np.ndarray]]
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: epath.PathLike) -> Source:
     """Opens a model checkpoint or a training checkpoint, which is a step folder, or a work folder and means its newest.
 
     Raises:
@@ -57,10 +56,10 @@ def open_source(path: str | Path) -> Source:
         raise InputError(
             f"{folder} is a work folder in which no checkpoint is whole yet; let the training go on first."
         )
-    return _model(Path(path))
+    return _model(folder)
 
 
-def _model(path: Path) -> Source:
+def _model(path: epath.Path) -> Source:
     info = store.read_info(path)
     shapes = {
         leaf: tuple(entry["shape"])
@@ -135,13 +134,14 @@ def _training(path: epath.Path) -> Source:
     inherited = {} if init is None else {leaf: init.shapes[leaf] for leaf in absent if leaf in init.shapes}
     dtypes = {entry["dtype"] for _, entry in everything.values()} | ({init.dtype} if init is not None else set())
     # Predictors that conversion had to make up are no longer untrained once they were trained.
-    fresh = [name for name in info.facts.get("fresh", ()) if not any(leaf.startswith(f"{name}/") for leaf in own)]
+    learned = {name.partition("/")[0] for name, (item, _) in stored.items() if item == trained.PARAMS}
+    fresh = [name for name in info.facts.get("fresh", ()) if name not in learned]
     content = {name: entry["checksum"] for name, (_, entry) in sorted(everything.items())}
     return Source(
         config=info.config,
         dtype=max(dtypes, key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
         facts={**info.facts, "fresh": fresh},
-        files=Path(trained.work_folder(path) / trained.FILES),
+        files=trained.work_folder(path) / trained.FILES,
         content_hash=hashes.hash_bytes(repr((content, info.init, info.lora)).encode()),
         shapes=own | inherited,
         read=read,
@@ -170,7 +170,7 @@ def _init(path: epath.Path, info: trained.Info, absent: Collection[str]) -> Sour
             f"{path} holds the trained parameters only; the frozen ones ({parts}) come from {info.init['path']}, which "
             f"is not there: put it back, or link it as {link}."
         )
-    source = open_source(Path(places[0]))
+    source = open_source(places[0])
     if source.content_hash != info.init["content_hash"]:
         raise InputError(
             f"{places[0]} is not the checkpoint that {path} was trained from: its content differs; put the original "

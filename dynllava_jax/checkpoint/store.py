@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from dynllava_jax.checkpoint import hashes, orbax_items
 from dynllava_jax.checkpoint.leaves import item_of
@@ -117,16 +118,16 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in _PACKAGES}
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: epath.Path | Path) -> bool:
     try:
         return json.loads((path / "config.json").read_text())["format"] == FORMAT and (path / "hashes.json").is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def read_info(path: Path) -> Info:
+def read_info(path: epath.PathLike) -> Info:
     """Raises InputError for a path that is no checkpoint, a newer format, or a damaged file."""
-    path = Path(path)
+    path = epath.Path(path)
     if not is_checkpoint(path):
         raise InputError(_no_checkpoint(path))
     recorded = _read_json(path / "hashes.json")
@@ -144,32 +145,35 @@ def read_info(path: Path) -> Info:
     return Info(config, written["dtype"], written["versions"], written["facts"], items, hashes.content_hash(items))
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: epath.PathLike) -> ModelConfig:
     """Raises InputError as `read_info` does."""
     return read_info(path).config
 
 
-def read_file(path: Path, name: str) -> bytes | None:
+def read_file(path: epath.PathLike, name: str) -> bytes | None:
     """A tokenizer or source file that travels with the checkpoint."""
-    file = Path(path) / FILES / name
+    file = epath.Path(path) / FILES / name
     return file.read_bytes() if file.is_file() else None
 
 
-def read_items(path: Path, info: Info, wanted: Collection[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def read_items(
+    path: epath.PathLike, info: Info, wanted: Collection[str] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """The leaves, item by item, each checked against its hash; only items that hold one of `wanted`, if given."""
     for item, recorded in info.items.items():
         if item != CARRIED and (wanted is None or not recorded.keys().isdisjoint(wanted)):
             yield _read_item(path, item, recorded)
 
 
-def read_carried(path: Path, info: Info) -> dict[str, np.ndarray]:
+def read_carried(path: epath.PathLike, info: Info) -> dict[str, np.ndarray]:
     """The source's tensors that the model does not use, by the source's names."""
     return _read_item(path, CARRIED, info.items[CARRIED]) if CARRIED in info.items else {}
 
 
-def _read_item(path: Path, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    leaves = orbax_items.load(Path(path) / item, recorded)
-    hashes.check(leaves, recorded, str(Path(path) / item))
+def _read_item(path: epath.PathLike, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    folder = epath.Path(path) / item
+    leaves = orbax_items.load(folder, recorded)
+    hashes.check(leaves, recorded, str(folder))
     return leaves
 
 
@@ -229,7 +233,7 @@ def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -246,7 +250,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _no_checkpoint(path: Path) -> str:
+def _no_checkpoint(path: epath.Path) -> str:
     quoted = shlex.quote(str(path))
     if path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin"))):
         dst = shlex.quote(f"{path.resolve().name}-jax")

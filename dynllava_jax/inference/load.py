@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint.leaves import abstract_model
@@ -74,7 +75,7 @@ def load(
     devices = _devices(device)
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
     random_weights = str(model) == "demo"
-    path = Path(model)
+    path = epath.Path(model)
     source = None if random_weights else open_source(_existing(path))
     config = embedded.config() if source is None else _without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector)
@@ -110,7 +111,7 @@ def _devices(platform: str | None) -> Sequence[Any]:
         raise InputError(f"There is no device {platform!r} here: {str(error).splitlines()[0]}") from None
 
 
-def _existing(path: Path) -> Path:
+def _existing(path: epath.Path) -> epath.Path:
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):

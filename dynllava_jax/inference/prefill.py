@@ -14,7 +14,7 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.inference.cache import Block, Cache, StackCache
-from dynllava_jax.inference.selection import Rules, Selection, last_of_prompt, select, wants_attention
+from dynllava_jax.inference.selection import Rules, Selection, select, watch_prompt
 from dynllava_jax.kernels import api
 from dynllava_jax.model.decoder import StackOutput, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava, ImageTokens
@@ -101,7 +101,7 @@ def prefill(
         return api.attention(query, key, value, implementation=plan.attention)
 
     by = rope(config.decoder, batch.positions)
-    watch = last_of_prompt(batch) if images is not None and wants_attention(model, plan.sparsity) else None
+    watch = None if images is None else watch_prompt(model, batch, plan.sparsity)
     caching, trace = plan.shallow_capacity is not None, plan.probe.hidden
     shallow = run_stack(
         model.decoder.shallow, hidden, by, attend, capacity=plan.shallow_capacity, trace=trace, watch=watch

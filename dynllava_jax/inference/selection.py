@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
-from dynllava_jax.model.decoder import StackOutput
+from dynllava_jax.kernels import xla
+from dynllava_jax.model.decoder import StackOutput, Watch
 from dynllava_jax.model.dynllava import DynamicLlava, selector_context
 from dynllava_jax.model.predictors import Scorer
 from dynllava_jax.model.probe import Probe
@@ -99,10 +100,17 @@ def last_of_prompt(batch: Batch) -> Int[Array, " B"]:
     return jnp.maximum(batch.lengths - jnp.sum(batch.kind == Kind.ANSWER, axis=-1) - 1, 0)
 
 
-def wants_attention(model: DynamicLlava, sparsity: SparsityConfig) -> bool:
-    """Whether the selector after the shallow stack asks for the weights of `last_of_prompt`."""
+def watch_prompt(model: DynamicLlava, batch: Batch, sparsity: SparsityConfig) -> Watch | None:
+    """Attention weights [B,H,S] of `last_of_prompt`, if the selector after the shallow stack asks for them."""
     selector = model.image_predictor
-    return sparsity.image_selector is not None and selector is not None and selector.wants_attention
+    if sparsity.image_selector is None or selector is None or not selector.wants_attention:
+        return None
+    at = last_of_prompt(batch)
+
+    def watch(query: Array, key: Array) -> Array:
+        return xla.query_weights(jnp.take_along_axis(query, at[:, None, None, None], axis=2)[:, :, 0], key, at + 1)
+
+    return watch
 
 
 def image_view(
@@ -112,8 +120,9 @@ def image_view(
     per_image = model.config.image_tokens
     slots = jnp.minimum(slots_of(batch.kind == Kind.IMAGE, images * per_image), batch.kind.shape[1] - 1)
     features = jnp.take_along_axis(shallow.hidden, slots[..., None], axis=1)
-    attention = shallow.watched
-    if attention is not None:
+    attention = None
+    if shallow.watched is not None:
+        attention = shallow.watched[-1]
         attention = jnp.take_along_axis(attention, slots[:, None], axis=2)
         attention = attention.reshape(*attention.shape[:2], images, per_image)
     return ImageView(

@@ -71,17 +71,50 @@ def policy_weights(
     gradient flows through it. `eps / N` leaks to every real key; N and the leak count the sample's real keys
     only, so that padding changes nothing.
     """
+    real = (jnp.arange(query.shape[2]) < lengths[:, None])[:, None, None, None, :]
+    kept = _kept(query, key, policy, real, causal)
+    leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
+    return (kept + leak) / (jnp.sum(kept, axis=-1, keepdims=True) + eps)
+
+
+def lowest_denominator(
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    policy: Float[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    eps: float = 1e-6,
+) -> Float[Array, ""]:
+    """The smallest denominator that a real query of `policy_attention` divides by, at most 1 + eps.
+
+    Where a dropped key holds the maximum it falls to `eps`, and the policy's gradient grows to 1 / eps.
+    """
+    real = (jnp.arange(query.shape[2]) < lengths[:, None])[:, None, None, None, :]
+    ratio = query.shape[1] // key.shape[1]
+
+    def of_head(head: Int[Array, ""]) -> Float[Array, ""]:  # one head at a time: all scores at once would not fit
+        one = jax.lax.dynamic_index_in_dim(query, head, 1), jax.lax.dynamic_index_in_dim(key, head // ratio, 1)
+        sums = jnp.sum(_kept(*one, policy, real, causal=True), axis=-1) + eps
+        return jnp.min(jnp.where(real[:, :, :, 0], sums, jnp.inf))
+
+    return jnp.min(jax.lax.map(of_head, jnp.arange(query.shape[1])))
+
+
+def _kept(
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    policy: Float[Array, "B S"],
+    real: Bool[Array, "B 1 1 1 S"],
+    causal: bool,
+) -> Float[Array, "B G R S S"]:
+    """The numerators of `policy_weights` before the leak: exp(score - highest), 0 where a key is dropped."""
     size = query.shape[2]
     scores = _scores(query, key)
-    real = (jnp.arange(size) < lengths[:, None])[:, None, None, None, :]
     visible = jnp.logical_and(real, _causal(size)) if causal else jnp.broadcast_to(real, scores.shape)
     highest = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=-1, keepdims=True)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     exponentials = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, 0.0)), 0.0)
-    kept = jnp.where(jnp.eye(size, dtype=bool), 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
-    kept = exponentials * kept
-    leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
-    return (kept + leak) / (jnp.sum(kept, axis=-1, keepdims=True) + eps)
+    return exponentials * jnp.where(jnp.eye(size, dtype=bool), 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
 
 
 def cached_attention(

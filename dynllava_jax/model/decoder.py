@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.training import LoraConfig
-from dynllava_jax.kernels import xla
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.linear import Linear
@@ -29,6 +28,9 @@ Remat = Literal["full", "dots", "none"]
 
 Attend = Callable[[Array, Array, Array, Array], Array]
 """(query [B,H,S,E], key [B,G,S,E], value [B,G,S,E], layer index) -> [B,H,S,E]."""
+
+Watch = Callable[[Array, Array], Array]
+"""(query [B,H,S,E], key [B,G,S,E]) of a layer -> what a caller wants to know of them."""
 
 
 class DecoderLayer(nnx.Module):
@@ -48,14 +50,14 @@ class StackOutput(NamedTuple):
         hidden: residual stream after the last layer.
         key, value: every layer's rotated keys and values, padded to the capacity asked for, or None without one.
         trace: residual stream after every layer, or None when not asked for.
-        watched: attention weights of the watched query in the last layer, or None.
+        watched: what was watched in every layer, or None.
     """
 
     hidden: Float[Array, "B S D"]
     key: Float[Array, "L B G C E"] | None
     value: Float[Array, "L B G C E"] | None
     trace: Float[Array, "L B S D"] | None
-    watched: Float[Array, "B H S"] | None
+    watched: Float[Array, "L ..."] | None
 
     def keys_values(self) -> tuple[Float[Array, "L B G C E"], Float[Array, "L B G C E"]]:
         """Keys and values of a stack that was run with a capacity."""
@@ -103,7 +105,7 @@ def run_stack(
     *,
     capacity: int | None = None,
     trace: bool = False,
-    watch: Int[Array, " B"] | None = None,
+    watch: Watch | None = None,
     remat: Remat = "none",
 ) -> StackOutput:
     """Runs one stack by `lax.scan`.
@@ -116,7 +118,7 @@ def run_stack(
         capacity: keys and values are padded to it layer by layer, so that a cache is never copied; None: they are
             not kept.
         trace: also return the residual stream after every layer.
-        watch: also return the attention weights of this query of each sample in the last layer.
+        watch: also return what this makes of every layer's rotated queries and keys.
         remat: what a backward pass need not compute again.
     """
 
@@ -127,13 +129,13 @@ def run_stack(
             x = x + layer.attention.merge(attend(query, key, value, index))
         with jax.named_scope("mlp"):
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
-        watched = None if watch is None else _watch(query, key, watch)
+        watched = None if watch is None else watch(query, key)
         key, value = (None if capacity is None else _pad(kept, capacity - x.shape[1]) for kept in (key, value))
         return x, (key, value, x if trace else None, watched)
 
     xs = (layers, jnp.arange(num_layers(layers)))
     hidden, (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), hidden, xs)
-    return StackOutput(hidden, key, value, traced, None if watched is None else watched[-1])
+    return StackOutput(hidden, key, value, traced, watched)
 
 
 def _remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
@@ -149,10 +151,3 @@ def _remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
 
 def _pad(x: Float[Array, "B G S E"], room: int) -> Float[Array, "B G C E"]:
     return jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) if room else x
-
-
-def _watch(
-    query: Float[Array, "B H S E"], key: Float[Array, "B G S E"], index: Int[Array, " B"]
-) -> Float[Array, "B H S"]:
-    at = jnp.take_along_axis(query, index[:, None, None, None], axis=2)[:, :, 0]
-    return xla.query_weights(at, key, index + 1)

@@ -11,11 +11,13 @@ class Probe:
         hidden: the residual stream after every decoder layer.
         logits: the vocabulary logits of every position (otherwise of the last one only).
         selection: the image predictor's two logits (what was ranked and kept is always told).
+        denominator: in training, the smallest denominator of the policy softmax.
     """
 
     hidden: bool = False
     logits: bool = False
     selection: bool = False
+    denominator: bool = False
 
 
 NOTHING = Probe()

@@ -3,6 +3,8 @@
 B rows of the global batch, S sequence, M images, H W pixels.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -40,20 +42,22 @@ def compile_step(
     """
     trainer = Trainer(model, config, mesh, total=1000)
     where = state_shardings(trainer.parameters, mesh)
-    state = aot.place(_state(trainer), where)
-    batch = _batch(model, config.global_batch_size, length, images, mesh)
     out = ((where.params, where.adam, where.step), None)
-    changing = (state.params, state.adam, state.step)
     with constraints(activation_constraint(mesh)):
         return aot.compile_ahead(
             trainer.step_body,
-            changing,
-            state.frozen,
-            batch,
+            *arguments(trainer, length, images),
             donate_argnums=(0,),
             out_shardings=out,
             compiler_options=_OPTIONS.get(mesh.devices.flat[0].platform),
         )
+
+
+def arguments(trainer: Trainer, length: int, images: int = 1) -> tuple[tuple[Any, ...], dict[str, Any], Batch]:
+    """What `Trainer.step_body` takes, as shapes that lie where they will lie."""
+    state = aot.place(_state(trainer), state_shardings(trainer.parameters, trainer.mesh))
+    batch = _batch(trainer.model_config, trainer.config.global_batch_size, length, images, trainer.mesh)
+    return (state.params, state.adam, state.step), state.frozen, batch
 
 
 def _state(trainer: Trainer) -> TrainState:

@@ -6,9 +6,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -47,14 +46,14 @@ class TrainingCheckpoints:
 
     def __init__(
         self,
-        workdir: str | Path | epath.Path,
+        workdir: epath.PathLike,
         config: ModelConfig,
         *,
         keep: int = 2,
         keep_best: bool = True,
-        init: str | Path | None = None,
-        files: str | Path | None = None,
-        save_frozen: bool = False,
+        init: epath.PathLike | None = None,
+        files: epath.PathLike | None = None,
+        made: Collection[str] = (),
         lora: LoraConfig | None = None,
     ) -> None:
         """Clears away what a killed run left incomplete.
@@ -66,7 +65,7 @@ class TrainingCheckpoints:
             keep_best: whether the one with the lowest score stays too.
             init: checkpoint that frozen parameters come from unchanged.
             files: folder with tokenizer and source files, copied to `WORKDIR/files` once; None: those of `init`.
-            save_frozen: keep frozen parameters in every checkpoint although `init` has them. Those it lacks are kept.
+            made: parameters that do not come from `init` although it may have them.
             lora: of the run, without which its adapters could not be merged.
 
         Raises:
@@ -81,10 +80,9 @@ class TrainingCheckpoints:
         self._init = {}
         if source is not None:
             self._init = {"path": str(epath.Path(str(init)).absolute()), "content_hash": source.content_hash}
-        elsewhere = {} if source is None or save_frozen else source.shapes
-        self._elsewhere = {
-            target.path for target in targets(config) if all(leaf in elsewhere for leaf in target.leaves)
-        }
+        elsewhere = {} if source is None else source.shapes
+        complete = {target.path for target in targets(config) if all(leaf in elsewhere for leaf in target.leaves)}
+        self._elsewhere = complete.difference(made)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._current: int | None = None
@@ -146,7 +144,7 @@ class TrainingCheckpoints:
             params: the trained parameters.
             rest: what else the run needs, such as moments and step.
             data: plain JSON values to find again in `info(step).data`, such as fingerprints of config and data.
-            frozen: the other parameters, of which those are written that `init` lacks (see `save_frozen`).
+            frozen: the other parameters, of which those are written that are not those of `init`.
             score: held-out loss.
 
         Raises:
@@ -302,7 +300,7 @@ class TrainingCheckpoints:
                 _log.warning("removed %s, which a run that was killed had left incomplete", path)
                 path.rmtree()
 
-    def _copy_files(self, folder: str | Path | None) -> None:
+    def _copy_files(self, folder: epath.PathLike | None) -> None:
         if folder is None or (self._workdir / trained.FILES).exists():
             return
         partial = self._workdir / f"{trained.FILES}.tmp"

@@ -14,8 +14,8 @@ from dynllava_jax.config.training import LossConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.inference.prefill import see
-from dynllava_jax.inference.selection import last_of_prompt, wants_attention
-from dynllava_jax.kernels import api
+from dynllava_jax.inference.selection import watch_prompt
+from dynllava_jax.kernels import api, xla
 from dynllava_jax.model.decoder import Remat, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import NOTHING, Probe
@@ -49,11 +49,13 @@ class ForwardOutput(NamedTuple):
         hidden: residual stream after the last layer, before the final norm.
         decisions: the predictors'.
         selected_from: residual stream that the predictors judged.
+        lowest: the smallest denominator of the policy softmax, if the probe asks for it and there is a policy.
     """
 
     hidden: Float[Array, "B S D"]
     decisions: Decisions
     selected_from: Float[Array, "B S D"]
+    lowest: Float[Array, ""] | None
 
 
 def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rule, plan: ForwardPlan) -> ForwardOutput:
@@ -81,7 +83,7 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
         del layer
         return api.attention(query, key, value, implementation=plan.attention)
 
-    watch = last_of_prompt(batch) if images is not None and wants_attention(model, model.config.sparsity) else None
+    watch = None if images is None else watch_prompt(model, batch, model.config.sparsity)
     shallow = run_stack(model.decoder.shallow, hidden, by, everything, watch=watch, remat=plan.remat)
     with jax.named_scope("selection"):
         decisions = decide(model, batch, shallow, keys, rule, plan.loss)
@@ -95,5 +97,12 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
             return api.policy_attention(query, key, value, policy, batch.lengths, eps=eps, implementation=kernel)
         return api.attention(query, key, value, keep=policy > 0, implementation=plan.attention)
 
-    deep = run_stack(model.decoder.deep, shallow.hidden, by, under_policy, remat=plan.remat)
-    return ForwardOutput(deep.hidden, decisions, shallow.hidden)
+    def denominators(query: Array, key: Array) -> Array:
+        assert policy is not None
+        return xla.lowest_denominator(query, key, policy, batch.lengths, eps=plan.loss.eps)
+
+    probed = plan.probe.denominator and policy is not None and isinstance(rule, GumbelRule)
+    watch = denominators if probed else None
+    deep = run_stack(model.decoder.deep, shallow.hidden, by, under_policy, watch=watch, remat=plan.remat)
+    lowest = None if deep.watched is None else jnp.min(deep.watched)
+    return ForwardOutput(deep.hidden, decisions, shallow.hidden, lowest)

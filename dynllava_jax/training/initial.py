@@ -1,17 +1,16 @@
 """The values that a run begins with: those of a checkpoint, and made ones for what it lacks."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from dynllava_jax.checkpoint.leaves import is_selector, targets
-from dynllava_jax.checkpoint.load import load
+from dynllava_jax.checkpoint.load import load_parameters
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import TrainConfig
-from dynllava_jax.nn.flat import flatten
 from dynllava_jax.sharding.specs import param_shardings
 from dynllava_jax.training.state import Parameters, fresh
 
@@ -23,23 +22,34 @@ class Initial(NamedTuple):
     made: tuple[str, ...]
 
 
-def initial_values(parameters: Parameters, model: ModelConfig, config: TrainConfig, mesh: Mesh) -> Initial:
+def initial_values(
+    parameters: Parameters,
+    model: ModelConfig,
+    config: TrainConfig,
+    mesh: Mesh,
+    only: Collection[str] | None = None,
+) -> Initial:
     """Reads `init.checkpoint`; what it lacks (predictors, adapters) and what `init.fresh` names comes from `init.seed`.
+
+    `only` names the parameters wanted, None all; no other is read.
 
     Raises:
         InputError: no checkpoint there, a damaged one, one that does not fit the model.
     """
-    made = made_paths(parameters, model, config)
+    wanted = tuple(parameters.axes) if only is None else tuple(only)
+    made = tuple(path for path in made_paths(parameters, model, config) if path in wanted)
     new = fresh(parameters, model, config.optimizer, config.init.seed, made) if made else {}
-    if config.init.checkpoint is None:
+    stored = set(wanted).difference(made)
+    if config.init.checkpoint is None or not stored:
         return Initial(new, made)
-    read = load(
-        Path(config.init.checkpoint),
+    read = load_parameters(
+        config.init.checkpoint,
         model,
+        only=stored,
         sharding=lambda abstract: param_shardings(abstract, mesh, model),
         fresh=True,
     )
-    return Initial(flatten(read) | new, made)
+    return Initial(read | new, made)
 
 
 def made_paths(parameters: Parameters, model: ModelConfig, config: TrainConfig) -> tuple[str, ...]:

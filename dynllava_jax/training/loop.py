@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from dynllava_jax.checkpoint import trained
 from dynllava_jax.checkpoint.adapters import is_adapter
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import TrainConfig
@@ -189,8 +188,7 @@ def due(step: int, config: TrainConfig, *, last: bool, ending: bool) -> Due:
 
 
 def _checkpoints(run: Run, options: Options) -> TrainingCheckpoints:
-    config, parameters = run.config, run.trainer.parameters
-    made = set(made_paths(parameters, run.subject.model, config))
+    config = run.config
     return TrainingCheckpoints(
         options.workdir,
         run.subject.model,
@@ -198,8 +196,7 @@ def _checkpoints(run: Run, options: Options) -> TrainingCheckpoints:
         keep_best=config.checkpoint.keep_best,
         init=config.init.checkpoint,
         files=run.subject.files,
-        # Frozen parameters that no checkpoint has would be lost.
-        save_frozen=not made.isdisjoint(parameters.frozen),
+        made=made_paths(run.trainer.parameters, run.subject.model, config),
         lora=config.optimizer.lora,
     )
 
@@ -229,18 +226,11 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
         _say(f"forced: {change}")
     like = abstract_state(trainer.parameters, config.dtype, trainer.mesh)
     _say(f"going on from step {step} of {options.workdir}; the warm start is not read, but for what is frozen")
-    frozen = {} if trained.FROZEN in checkpoints.info(step).items else _frozen(run)
     restored = checkpoints.restore(step, like.params, _rest(like), like.frozen)
-    return TrainState(restored.params, restored.rest["adam"], restored.rest["step"], restored.frozen or frozen), step
-
-
-def _frozen(run: Run) -> dict[str, Any]:
-    """The frozen parameters as `init` gives them."""
-    parameters = run.trainer.parameters
-    if not parameters.frozen:
-        return {}
-    values = initial_values(parameters, run.subject.model, run.config, run.trainer.mesh).values
-    return {path: values[path].astype(run.config.dtype) for path in parameters.frozen}
+    missing = [path for path in trainer.parameters.frozen if path not in restored.frozen]
+    frozen = initial_values(trainer.parameters, run.subject.model, config, trainer.mesh, only=missing).values
+    frozen = {path: value.astype(config.dtype) for path, value in frozen.items()}
+    return TrainState(restored.params, restored.rest["adam"], restored.rest["step"], restored.frozen | frozen), step
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -264,11 +254,10 @@ class _Doctor:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._numbers = jax.jit(health.health)
         self._said: set[str] = set()
 
     def examine(self, state: TrainState, batch: Batch) -> dict[str, float]:
-        found = jax.device_get(self._numbers(*self._run.trainer.decisions(state, batch)))
+        found = jax.device_get(self._run.trainer.health(state, batch))
         numbers = {name: float(value) for name, value in found.items() if value == value}
         found = health.warnings(numbers, self._run.subject.model.sparsity)
         for name, sentence in found.items():

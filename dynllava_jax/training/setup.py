@@ -1,8 +1,9 @@
 """What a config settles before any device works: the model, its tokenizer and its template."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.json_codec import to_json
@@ -26,7 +27,7 @@ class Subject(NamedTuple):
     model: ModelConfig
     tokenizer: Tokenizer
     template: Template
-    files: Path
+    files: epath.Path
 
 
 def settle(config: TrainConfig) -> Subject:
@@ -92,9 +93,9 @@ def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any,
     return [] if first == second else [(name, first, second)]
 
 
-def _files(config: TrainConfig, source: Source | None) -> Path:
+def _files(config: TrainConfig, source: Source | None) -> epath.Path:
     if config.init.tokenizer is not None:
-        return Path(config.init.tokenizer)
+        return epath.Path(config.init.tokenizer)
     if source is None:
         raise InputError("A run without init.checkpoint needs init.tokenizer, a folder with the tokenizer's files.")
     return source.files

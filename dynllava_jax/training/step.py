@@ -4,7 +4,6 @@ B rows of the global batch, A micro-batches, S sequence.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -18,14 +17,15 @@ from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import unflatten
 from dynllava_jax.sharding.rules import RULES
 from dynllava_jax.sharding.specs import activation_constraint, replicated
 from dynllava_jax.training.cross_entropy import supervised
-from dynllava_jax.training.decisions import Decisions, GumbelRule, InferenceRule, Noise, draw_noise
+from dynllava_jax.training.decisions import GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
-from dynllava_jax.training.health import gradient_norms
+from dynllava_jax.training.health import gradient_norms, health
 from dynllava_jax.training.loss import LossOutput, Shares, compute_loss, shares
 from dynllava_jax.training.optimizer import Optimizer
 from dynllava_jax.training.schedule import temperature
@@ -86,7 +86,7 @@ class Trainer:
         changing = (where.params, where.adam, where.step)
         self._step = jax.jit(self.step_body, donate_argnums=(0,), out_shardings=(changing, replicated(mesh)))
         self._evaluate = jax.jit(self._run_evaluate, out_shardings=replicated(mesh))
-        self._decide = jax.jit(self._run_decide)
+        self._health = jax.jit(self._run_health)
 
     def step(self, state: TrainState, batch: Batch, noise: Noise | None = None) -> tuple[TrainState, Metrics]:
         """One optimizer step; the state given is used up.
@@ -109,10 +109,10 @@ class Trainer:
         with constraints(self._constraint):
             return self._evaluate(state.params, state.frozen, batch)
 
-    def decisions(self, state: TrainState, batch: Batch) -> tuple[Decisions, Decisions]:
-        """What the predictors decide about a batch in this step: in training, and by the inference rule."""
+    def health(self, state: TrainState, batch: Batch) -> Metrics:
+        """How the predictors do on a batch in this step (see `health.health`), NaN where there is nothing to tell."""
         with constraints(self._constraint):
-            return self._decide(state.params, state.frozen, state.step, batch)
+            return self._health(state.params, state.frozen, state.step, batch)
 
     @property
     def step_programs(self) -> int:
@@ -181,15 +181,18 @@ class Trainer:
         model = self._merge(self._cast(params), frozen)
         return _sums(compute_loss(model, batch, keys, InferenceRule(), Shares(one, one), self.plan), batch)
 
-    def _run_decide(
+    def _run_health(
         self, params: dict[str, Array], frozen: dict[str, Array], step: Int[Array, ""], batch: Batch
-    ) -> tuple[Decisions, Decisions]:
+    ) -> Metrics:
         keys = self._keys(step, batch.tokens.shape[0])
         noise = draw_noise(batch, keys, self.model_config.image_tokens)
         rule = GumbelRule(noise, temperature(step, self.optimizer.total, self.config.gumbel))
         model = self._merge(self._cast(params), frozen)
-        run = functools.partial(forward, model, batch, keys, plan=self.plan)
-        return run(rule=rule).decisions, run(rule=InferenceRule()).decisions
+        plan = dataclasses.replace(self.plan, probe=Probe(denominator=True))
+        trained = forward(model, batch, keys, rule, plan)
+        used = forward(model, batch, keys, InferenceRule(), plan)
+        numbers = health(trained.decisions, used.decisions)
+        return numbers if trained.lowest is None else numbers | {"lowest_denominator": trained.lowest}
 
     def _keys(self, step: Int[Array, ""], rows: int) -> Key[Array, " B"]:
         """One key per sample from its place in the global batch: meshes and micro-batches have no say."""

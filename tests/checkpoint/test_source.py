@@ -14,6 +14,7 @@ from flax import nnx
 import dynllava_jax as dl
 from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint import trained as trained_files
+from dynllava_jax.checkpoint.leaves import targets
 from dynllava_jax.checkpoint.load import load
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.presets import tiny
@@ -34,6 +35,9 @@ def split(model: DynamicLlava) -> tuple[nnx.State, nnx.State]:
     """Trained and frozen: the vision tower is frozen."""
     _, frozen, params = nnx.split(model, lambda path, value: path[0] == "vision", ...)
     return params, frozen
+
+
+FROZEN = [target.path for target in targets(CONFIG) if target.path.startswith("vision/")]
 
 
 def flat(model: nnx.Module) -> dict[str, jax.Array]:
@@ -113,7 +117,7 @@ def test_the_initial_checkpoint_is_gone(copy: Path, before: dict[str, np.ndarray
 
 def test_frozen_parameters_inside(made: Path, tmp_path: Path, before: dict[str, np.ndarray]) -> None:
     params, frozen = split(load(made / "init", dtype="float32"))
-    with TrainingCheckpoints(tmp_path, CONFIG, init=made / "init", save_frozen=True) as checkpoints:
+    with TrainingCheckpoints(tmp_path, CONFIG, init=made / "init", made=FROZEN) as checkpoints:
         checkpoints.save_async(1, params, STEP, {}, frozen=frozen)
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "state")  # not needed for a model
     check(flat(load(tmp_path)), before, 0)

@@ -125,3 +125,22 @@ def test_query_weights_are_those_of_attention() -> None:
     at = np.array([6, 3])
     own = xla.query_weights(jnp.asarray(query[np.arange(2), :, at]), jnp.asarray(key), jnp.asarray(at + 1))
     np.testing.assert_allclose(own, full[np.arange(2), :, at], atol=TOLERANCE)
+
+
+def test_the_lowest_denominator_is_that_of_the_weights() -> None:
+    query, key = arrays(5, (2, 4, 9, 8), (2, 2, 9, 8))
+    lengths, eps = np.array([9, 6]), 1e-3
+    policy = np.ones((2, 9), np.float32)
+    policy[0, 2], key[0, :, 2] = 0, 4 * query[0, ::2, 8]  # the last query likes a dropped key best
+    arguments = [jnp.asarray(x) for x in (query, key, policy, lengths)]
+    found = float(xla.lowest_denominator(*arguments, eps=eps))
+    least = np.inf
+    for sample, count in enumerate(lengths):
+        for head in range(4):
+            scores = query[sample, head].astype(np.float64) @ key[sample, head // 2].astype(np.float64).T / np.sqrt(8)
+            for row in range(count):
+                seen = np.exp(scores[row, : row + 1] - scores[row, : row + 1].max())
+                kept = np.where(np.arange(row + 1) == row, 1.0, policy[sample, : row + 1])
+                least = min(least, (seen * kept).sum() + eps)
+    assert found == pytest.approx(least, rel=1e-5)
+    assert found < 0.1

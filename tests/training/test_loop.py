@@ -57,6 +57,7 @@ def test_a_run_tells_of_every_step(whole: Path) -> None:
     assert all(always <= set(record) for record in found)
     assert [record["step"] for record in found if "eval/perplexity" in record] == [3, 4, 6]
     assert [record["step"] for record in found if "health/image_overlap" in record] == [2, 4, 6]
+    assert all(0 < record["health/lowest_denominator"] <= 2 for record in found if "health/image_overlap" in record)
     assert all(record["skipped"] == 0.0 for record in found)
     assert found[0]["learning_rate"] == 0.0
     assert found[1]["tau"] == pytest.approx(0.1 ** (1 / 6))
