@@ -29,6 +29,10 @@ MAY_USE = {
         *("config", "nn", "kernels", "sparsify", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis"),
     },
+    "benchmark": {
+        *("config", "nn", "kernels", "model", "data", "sharding"),
+        *("checkpoint", "inference", "analysis", "training"),
+    },
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -41,6 +45,7 @@ MAY_USE = {
         "verify",
         "analysis",
         "training",
+        "benchmark",
     },
 }
 
