@@ -30,6 +30,10 @@ MAY_USE = {
         *("checkpoint", "inference", "analysis"),
     },
     "planning": {"config", "model", "sharding", "kernels", "checkpoint", "nn", "inference", "analysis", "training"},
+    "benchmark": {
+        *("config", "nn", "kernels", "model", "data", "sharding"),
+        *("checkpoint", "inference", "analysis", "training"),
+    },
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -43,6 +47,7 @@ MAY_USE = {
         "analysis",
         "training",
         "planning",
+        "benchmark",
     },
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from dynllava_jax.errors import InputError
 
@@ -113,9 +113,10 @@ def compile_ahead(
         options.setdefault("out_shardings", Format(Layout.AUTO))
     jitted = jax.jit(function, in_shardings=shardings, **options)
     # A described GPU calls itself "gpu", the name of any maker's; the lowering must know whose.
-    kind = next(iter(jax.tree.leaves(args)[0].sharding.device_set)).platform
-    platform = "cuda" if kind == "gpu" else kind
-    lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
+    device = next(iter(jax.tree.leaves(args)[0].sharding.device_set))
+    platform = "cuda" if device.platform == "gpu" else device.platform
+    with _described(device):
+        lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
     with _never_cached():
         return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
 
@@ -138,6 +139,12 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
 def _gpu(kind: str, shape: str) -> Sequence[Any]:
     target = importlib.resources.files("dynllava_jax.analysis") / "targets" / f"{_GPUS[kind]}.txtpb"
     return topologies.get_topology_desc(kind, "cuda", target_config=target.read_text(), topology=f"1x{shape}").devices
+
+
+def _described(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Tells Pallas what a kernel is lowered for: from JAX 0.11 on it asks the machine that it runs on otherwise."""
+    kind = AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 @contextlib.contextmanager

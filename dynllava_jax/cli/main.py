@@ -24,6 +24,8 @@ COMMANDS = {
     "convert": "bring PyTorch weights in, or make a model of a training run",
     "data": "pack training data into shards, or check it",
     "verify": "compare with numbers recorded from the official code",
+    "flops": "what a prompt costs, counted without weights",
+    "bench": "how fast attention, generation and training are here",
     "doctor": "versions, devices, what runs where",
 }
 
