@@ -7,11 +7,11 @@ from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.cli.progress import Progress
-from dynllava_jax.convert import from_torch, merge
+from dynllava_jax.convert import export_plan, from_torch, merge, to_torch
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `convert from-torch` and `convert merge`; the parsed namespace's `run` does the work."""
+    """Adds `convert from-torch`, `to-torch` and `merge`; the parsed namespace's `run` does the work."""
     parser = subparsers.add_parser("convert", help="bring PyTorch weights in, or make a model of a training run")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("from-torch", help="a PyTorch LLaVA or Dynamic-LLaVA folder becomes a model checkpoint")
@@ -28,6 +28,20 @@ def add_parser(subparsers: Any) -> None:
     )
     add_json(command)
     command.set_defaults(run=run_from_torch)
+
+    command = kinds.add_parser("to-torch", help="a model checkpoint or a training run becomes a PyTorch folder")
+    command.add_argument("src", metavar="SRC", help="a model checkpoint, a work folder, or WORKDIR/checkpoints/N")
+    command.add_argument("dst", type=Path, metavar="DST", help="where the folder goes; must not exist yet")
+    command.add_argument(
+        "--layout",
+        choices=export_plan.FAMILIES,
+        required=True,
+        help="official: LLaVA's and Dynamic-LLaVA's own code; hf: transformers' LlavaForConditionalGeneration, dense",
+    )
+    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
+    command.add_argument("--without-predictors", action="store_true", help="write the dense model only")
+    add_json(command)
+    command.set_defaults(run=run_to_torch)
 
     command = kinds.add_parser("merge", help="a training run becomes a model checkpoint, LoRA adapters merged")
     command.add_argument("src", metavar="WORKDIR", help="work folder (its newest checkpoint), or WORKDIR/checkpoints/N")
@@ -55,6 +69,22 @@ def run_from_torch(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_to_torch(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    with Progress("exporting", "B", scaled=True) as progress:
+        report = to_torch.export(
+            args.src,
+            args.dst,
+            layout=args.layout,
+            dtype=args.dtype,
+            without_predictors=args.without_predictors,
+            on_start=progress.start,
+            on_tensor=progress.advance,
+        )
+    _tell(args, report, _to_torch_text(report))
+    return 0
+
+
 def run_merge(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     with Progress("merging", " values", scaled=True) as progress:
@@ -76,6 +106,15 @@ def _from_torch_text(report: from_torch.Report) -> str:
         f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s from a checkpoint of the "
         f"{report.layout} layout",
         f"  {report.tensors} tensors used, {report.carried} carried for export, {report.dropped} left out ({dtypes})",
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    return "\n".join(lines)
+
+
+def _to_torch_text(report: to_torch.Report) -> str:
+    lines = [
+        f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s in the {report.layout} layout",
+        f"  {report.tensors} tensors written, {report.left_out} left out",
         *(f"  note: {note}" for note in report.notes),
     ]
     return "\n".join(lines)
