@@ -7,11 +7,12 @@ from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.cli.progress import Progress
-from dynllava_jax.convert import export_plan, from_torch, merge, to_torch
+from dynllava_jax.config.presets import get_preset
+from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `convert from-torch`, `to-torch` and `merge`; the parsed namespace's `run` does the work."""
+    """Adds `convert from-torch`, `to-torch`, `merge` and `make-random`; the parsed namespace's `run` does the work."""
     parser = subparsers.add_parser("convert", help="bring PyTorch weights in, or make a model of a training run")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("from-torch", help="a PyTorch LLaVA or Dynamic-LLaVA folder becomes a model checkpoint")
@@ -50,6 +51,16 @@ def add_parser(subparsers: Any) -> None:
     add_json(command)
     command.set_defaults(run=run_merge)
 
+    command = kinds.add_parser("make-random", help="a PyTorch folder of a preset's shapes with random weights")
+    command.add_argument("dst", type=Path, metavar="DST", help="where the folder goes; must not exist yet")
+    command.add_argument("--preset", required=True, metavar="NAME", help="such as llava_1_5_7b or tiny")
+    command.add_argument("--layout", choices=export_plan.FAMILIES, default="official", help="see to-torch (official)")
+    command.add_argument("--dtype", choices=from_torch.DTYPES, default="float16", help="of all weights (float16)")
+    command.add_argument("--seed", type=int, default=0, metavar="S")
+    command.add_argument("--layers", type=int, metavar="N", help="only so many decoder layers (default: the preset's)")
+    add_json(command)
+    command.set_defaults(run=run_make_random)
+
 
 def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
@@ -82,6 +93,25 @@ def run_to_torch(args: argparse.Namespace) -> int:
             on_tensor=progress.advance,
         )
     _tell(args, report, _to_torch_text(report))
+    return 0
+
+
+def run_make_random(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    config = get_preset(args.preset)
+    if args.layers is not None:
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=args.layers))
+    with Progress("writing", "B", scaled=True) as progress:
+        report = random_weights.make_random(
+            config,
+            args.dst,
+            layout=args.layout,
+            dtype=args.dtype,
+            seed=args.seed,
+            on_start=progress.start,
+            on_tensor=progress.advance,
+        )
+    _tell(args, report, f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s of random weights")
     return 0
 
 

@@ -7,6 +7,7 @@ is noted in a journal beside them, so that a killed run goes on where it was; `f
 import dataclasses
 import json
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,12 +63,13 @@ class SafetensorsWriter:
         written = journal.read_text() if journal.exists() else ""
         # A line without its end was cut off by a kill.
         self.done = {line for line in written.split("\n")[:-1] if line in self._places}
+        self._lock = threading.Lock()
         self._journal = journal.open("w")
         self._journal.writelines(f"{name}\n" for name in sorted(self.done))
         self._journal.flush()
 
     def put(self, name: str, tensor: np.ndarray) -> None:
-        """Writes one tensor to its place."""
+        """Writes one tensor to its place; threads may do so at the same time."""
         file_name, offset, spec = self._places[name]
         if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
             raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}, not {spec.dtype} {spec.shape}")
@@ -76,9 +78,10 @@ class SafetensorsWriter:
             view = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
             while view:
                 view = view[file.write(view) :]
-        self.done.add(name)
-        self._journal.write(f"{name}\n")
-        self._journal.flush()
+        with self._lock:
+            self.done.add(name)
+            self._journal.write(f"{name}\n")
+            self._journal.flush()
 
     def finish(self) -> None:
         """Writes the index of several shards.

@@ -3,16 +3,16 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes, store
+from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import export_files, export_plan, space
@@ -20,12 +20,10 @@ from dynllava_jax.convert.export_plan import Family, Plan
 from dynllava_jax.convert.from_torch import DTYPES
 from dynllava_jax.convert.plan import cast
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
+from dynllava_jax.convert.unfinished import unfinished
 from dynllava_jax.errors import InputError
 
 PREDICTORS = ("image_predictor", "output_predictor", "instruct_predictor")
-
-_MARK = "export.json"
-"""In an unfinished folder: what it is the beginning of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +116,7 @@ def export(
         notes.append("the tower's unused layers are not in this checkpoint and are left out")
     nbytes = sum(tensor.spec.nbytes for tensor in plan.tensors)
     identity = _identity(source, plan, shard_bytes)
-    with _unfinished(dst, identity) as partial:
+    with unfinished(dst, identity) as partial:
         space.check(partial, nbytes)
         resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor)
         for name, data in small.items():
@@ -178,9 +176,12 @@ def _write(
             on_tensor(tensor.spec.nbytes)
 
         by_leaf = {tensor.rule.leaf: tensor for tensor in left if tensor.rule is not None}
-        for leaves in source.read(by_leaf.keys()) if by_leaf else ():
-            for leaf in leaves.keys() & by_leaf.keys():
-                put(by_leaf[leaf], leaves[leaf])
+        with ThreadPoolExecutor(2) as pool:  # transposing and writing
+            for leaves in ahead(source.read(by_leaf.keys())) if by_leaf else ():
+                wanted = leaves.keys() & by_leaf.keys()
+                for _ in pool.map(lambda leaf, leaves=leaves: put(by_leaf[leaf], leaves[leaf]), wanted):
+                    pass
+                del leaves
         for tensor in left:
             if tensor.carried is not None:
                 put(tensor, carried[tensor.carried])
@@ -193,29 +194,3 @@ def _identity(source: Source, plan: Plan, shard_bytes: int) -> str:
     """Changes when any byte to write does."""
     specs = [(tensor.folder, tensor.name, str(tensor.spec)) for tensor in plan.tensors]
     return hashes.hash_bytes(repr((source.content_hash, specs, shard_bytes)).encode())
-
-
-@contextlib.contextmanager
-def _unfinished(dst: Path, identity: str) -> Iterator[Path]:
-    """`DST.tmp`, renamed when the block ends well and removed when it fails; what a kill left of the same is kept."""
-    partial = dst.with_name(dst.name + ".tmp")
-    mark: Any = None
-    if (partial / _MARK).is_file():
-        mark = (partial / _MARK).read_text()
-    elif partial.exists() and any(partial.iterdir()):
-        raise InputError(f"{partial} is in the way and is no unfinished export; remove it.")
-    try:
-        if mark != identity:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            (partial / _MARK).write_text(identity)
-        yield partial
-        (partial / _MARK).unlink()
-        if dst.exists():
-            dst.rmdir()
-        partial.rename(dst)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{dst} cannot be written: {error.strerror or error}.") from error
-        raise

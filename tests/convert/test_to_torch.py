@@ -159,7 +159,7 @@ def test_a_model_that_came_from_nowhere(tmp_path: Path) -> None:
 
 
 def test_a_killed_export_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynllava_jax.convert import to_torch
+    from dynllava_jax.convert import unfinished
 
     count = 0
 
@@ -169,13 +169,13 @@ def test_a_killed_export_goes_on(model: Path, tmp_path: Path, monkeypatch: pytes
         if count == 60:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(to_torch.shutil, "rmtree", lambda *args, **kwargs: None)  # as a kill does: nothing is cleared
+    monkeypatch.setattr(unfinished.shutil, "rmtree", lambda *args, **kwargs: None)  # as a kill does: nothing is cleared
     with pytest.raises(KeyboardInterrupt):
         export(model, tmp_path / "back", layout="official", on_tensor=stop)
     monkeypatch.undo()
     assert not (tmp_path / "back").exists()
     report = export(model, tmp_path / "back", layout="official")
-    assert report.resumed == 60
+    assert 60 <= report.resumed < 150
     assert content(tmp_path / "back") == content(GOLDEN / "checkpoint")
     assert {path.name for path in tmp_path.iterdir()} == {"back"}
 
