@@ -2,7 +2,7 @@
 
     DST/config.json   our config, format version, package versions, facts about the source; written last
         hashes.json   a hash per leaf and per file
-        decoder_000/ … one Orbax pytree per decoder layer, rest/ (everything else), all uncompressed
+        decoder_000/ … one Orbax pytree per decoder layer; embedding/, head/, vision/, rest/; all uncompressed
         carried/      tensors of the source that the model does not use; never loaded, written back on export
         files/        tokenizer and the source's own JSON files, byte for byte
 
@@ -26,6 +26,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import hashes, orbax_items
 from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
@@ -34,6 +35,8 @@ FORMAT = "dynllava_jax model checkpoint"
 FORMAT_VERSION = 1
 CARRIED = "carried"
 FILES = "files"
+
+Leaf = np.ndarray | Callable[[], np.ndarray]
 
 _PACKAGES = ("dynllava_jax", "jax", "flax", "orbax-checkpoint", "numpy")
 
@@ -70,21 +73,24 @@ class Info:
 def write(
     dst: Path,
     config: ModelConfig,
-    leaves: Iterable[tuple[str, np.ndarray]],
+    leaves: Iterable[tuple[str, Leaf]],
     *,
-    carried: Iterable[tuple[str, np.ndarray]] = (),
+    carried: Iterable[tuple[str, Leaf]] = (),
     extras: Extras = Extras(),
     progress: Callable[[int], None] = lambda nbytes: None,
+    identity: str = "",
 ) -> None:
     """Writes a checkpoint, holding one item (a decoder layer, or the rest) in memory at a time.
 
     Args:
         dst: a folder that does not exist yet, or is empty.
         config: the model that the leaves fill.
-        leaves: (path, array), the leaves of one item one after the other.
-        carried: (source's name, array).
+        leaves: (path, array or function that makes it), the leaves of one item one after the other.
+        carried: (source's name, array or function).
         extras: files and facts to keep.
-        progress: is told the bytes of each finished item.
+        progress: is told the bytes of each finished item, also of one that was there already.
+        identity: what is being written. Finished items that a killed process left of the same are kept, and their
+            functions not called; "": nothing is kept.
 
     Raises:
         InputError: `dst` is taken, or the disk refuses it. Whatever fails leaves no trace on disk.
@@ -93,10 +99,11 @@ def write(
     partial = dst.with_name(dst.name + ".tmp")
     if partial.exists() and not (partial / "hashes.json").exists() and any(partial.iterdir()):
         raise InputError(f"{partial} is in the way and is no unfinished checkpoint; remove it.")
-    shutil.rmtree(partial, ignore_errors=True)
+    finished = _finished(partial, identity)
     try:
-        partial.mkdir(parents=True)
-        _write_into(partial, config, leaves, carried, extras, progress)
+        _clear(partial, finished)
+        partial.mkdir(parents=True, exist_ok=True)
+        _write_into(partial, config, leaves, carried, extras, progress, identity, finished)
         if dst.exists():
             dst.rmdir()
         partial.rename(dst)
@@ -105,6 +112,22 @@ def write(
         if isinstance(error, OSError):
             raise InputError(f"{dst} cannot be written: {error.strerror or error}.") from error
         raise
+
+
+def _finished(partial: Path, identity: str) -> dict[str, Any]:
+    """The items of an unfinished checkpoint that are those of `identity`, as hashes.json has them."""
+    try:
+        listing = json.loads((partial / "hashes.json").read_text())
+        return listing["items"] if identity and listing["identity"] == identity else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _clear(partial: Path, finished: Mapping[str, Any]) -> None:
+    """Removes all but finished items."""
+    for path in partial.iterdir() if partial.is_dir() else ():
+        if path.name not in finished and path.name != "hashes.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_free(dst: Path) -> None:
@@ -180,29 +203,29 @@ def _read_item(path: epath.PathLike, item: str, recorded: Mapping[str, Mapping[s
 def _write_into(
     folder: Path,
     config: ModelConfig,
-    leaves: Iterable[tuple[str, np.ndarray]],
-    carried: Iterable[tuple[str, np.ndarray]],
+    leaves: Iterable[tuple[str, Leaf]],
+    carried: Iterable[tuple[str, Leaf]],
     extras: Extras,
     progress: Callable[[int], None],
+    identity: str,
+    finished: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> None:
-    items: dict[str, dict[str, dict[str, Any]]] = {}
+    items: dict[str, Mapping[str, Mapping[str, Any]]] = dict(finished)
     files: dict[str, str] = {}
-    listing = {"algorithm": hashes.ALGORITHM, "items": items, "files": files}
+    listing = {"algorithm": hashes.ALGORITHM, "identity": identity, "items": items, "files": files}
     _write_json(folder / "hashes.json", listing)
-    grouped = itertools.groupby(leaves, key=lambda leaf: item_of(leaf[0]))
-    for item, group in itertools.chain(grouped, ((CARRIED, carried),)):
-        content = {name: np.asarray(leaf, order="C") for name, leaf in group}
-        if item in items:
-            raise ValueError(f"the leaves of {item} do not come one after the other")
-        if not content:
+    for item, content in ahead(_items(leaves, carried, finished)):
+        if content is None:
+            progress(sum(_nbytes(entry) for entry in finished[item].values()))
             continue
         with ThreadPoolExecutor(1) as pool:  # writing waits for the disk while hashing computes
             described = pool.submit(hashes.describe, content)
             orbax_items.save(folder / item, content)
             items[item] = described.result()
         progress(sum(leaf.nbytes for leaf in content.values()))
-        # Rewritten after each item: the list of finished ones is what a resumed conversion would read.
+        # Rewritten after each item: the list of finished ones is what a resumed conversion reads.
         _write_json(folder / "hashes.json", listing)
+        del content
     for name, data in extras.files.items():
         _put(folder, f"{FILES}/{name}", data, files)
     dtypes = {np.dtype(leaf["dtype"]) for item, found in items.items() if item != CARRIED for leaf in found.values()}
@@ -214,8 +237,31 @@ def _write_into(
         "facts": dict(extras.facts),
         "model": to_json(config),
     }
-    _put(folder, "config.json", _json_bytes(config_json), files)
+    data = _json_bytes(config_json)
+    files["config.json"] = hashes.hash_bytes(data)
     _write_json(folder / "hashes.json", listing)
+    (folder / "config.json").write_bytes(data)
+
+
+def _items(
+    leaves: Iterable[tuple[str, Leaf]],
+    carried: Iterable[tuple[str, Leaf]],
+    finished: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, dict[str, np.ndarray] | None]]:
+    """The items' arrays, made when asked for; None for a finished one."""
+    seen: set[str] = set()
+    grouped = itertools.groupby(leaves, key=lambda leaf: item_of(leaf[0]))
+    for item, group in itertools.chain(grouped, ((CARRIED, carried),)):
+        if item in seen:
+            raise ValueError(f"the leaves of {item} do not come one after the other")
+        seen.add(item)
+        made = dict(group)
+        if item in finished and finished[item].keys() == made.keys():
+            yield item, None
+        elif made:
+            with ThreadPoolExecutor(2) as pool:  # transposing is arithmetic of one core
+                arrays = pool.map(lambda leaf: np.asarray(leaf() if callable(leaf) else leaf, order="C"), made.values())
+                yield item, dict(zip(made, arrays, strict=True))
 
 
 def _put(folder: Path, name: str, data: bytes, files: dict[str, str]) -> None:
@@ -225,8 +271,15 @@ def _put(folder: Path, name: str, data: bytes, files: dict[str, str]) -> None:
     files[name] = hashes.hash_bytes(data)
 
 
+def _nbytes(entry: Mapping[str, Any]) -> int:
+    return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+
+
 def _write_json(path: Path, value: Any) -> None:
-    path.write_bytes(_json_bytes(value))
+    """Never leaves half a file under the name, whenever it is killed."""
+    partial = path.with_name(path.name + ".new")
+    partial.write_bytes(_json_bytes(value))
+    partial.replace(path)
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -1,7 +1,10 @@
 """PyTorch weights in: one folder of an official or llava-hf checkpoint becomes one model checkpoint."""
 
 import dataclasses
+import functools
+import math
 import shlex
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,11 +14,12 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint import hashes, store
 from dynllava_jax.checkpoint.leaves import Target, item_of, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.hf import from_hf, is_llava_hf
 from dynllava_jax.config.model import ModelConfig, TextPrep
+from dynllava_jax.convert import space
 from dynllava_jax.convert import tower as towers
 from dynllava_jax.convert.plan import Plan, make_plan
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
@@ -118,15 +122,23 @@ def convert(
         )
     if plan.dropped:
         notes.append(f"{len(plan.dropped)} tensors left out (CLIP's text model, or the tower not preferred)")
-    on_start(sum(step.weights.infos[step.rule.source].nbytes for step in plan.steps))
-    counter = _Counter()
+    target = None if dtype is None else np.dtype(jnp.dtype(dtype))
+    carried = sum(weights.infos[name].nbytes for weights, name in plan.carried)
+    sizes = _sizes(plan, config, target)
+    nbytes = sum(size for size, _ in sizes)
+    space.check(dst.with_name(dst.name + ".tmp"), nbytes + carried)
+    on_start(nbytes + carried)
     store.write(
         dst,
         config,
-        counter.watch(_leaves(plan, config, None if dtype is None else np.dtype(jnp.dtype(dtype)))),
-        carried=((_carried_name(tower, weights, name), weights.read(name)) for weights, name in plan.carried),
+        _leaves(plan, config, target),
+        carried=(
+            (_carried_name(tower, weights, name), functools.partial(weights.read, name))
+            for weights, name in plan.carried
+        ),
         extras=_extras(source, tower, fresh, plan, notes),
         progress=on_item,
+        identity=_identity(plan, config, dtype),
     )
     return Report(
         str(dst),
@@ -135,9 +147,9 @@ def convert(
         len(plan.carried),
         len(plan.dropped),
         fresh,
-        counter.nbytes,
+        nbytes,
         time.monotonic() - started,
-        dict(counter.dtypes),
+        dict(Counter(dtype.name for _, dtype in sizes)),
         tuple(notes),
     )
 
@@ -265,21 +277,44 @@ def _choose_tower(
     return given if prefer == "given" else own
 
 
-def _leaves(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> Iterator[tuple[str, np.ndarray]]:
-    """The leaves in the order of the checkpoint's items, fresh ones last; they belong to the rest."""
-    for step in plan.steps:
-        yield step.rule.leaf, step.read(dtype)
-    if not plan.fresh:
-        return
-    assert all(item_of(leaf) == "rest" for leaf in plan.fresh)
-    first = plan.steps[-1]
-    kept = first.weights.infos[first.rule.source].dtype if dtype is None else dtype
+def _leaves(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> Iterator[tuple[str, store.Leaf]]:
+    """The leaves in the order of the checkpoint's items."""
     wanted: list[Target] = [target for target in targets(config) if target.leaves[0] in plan.fresh]
-    values = fresh_parameters(config, wanted)
-    for target in wanted:
+    kept = _kept_dtype(plan, dtype)
+    lock = threading.Lock()
+    values: dict[str, Any] = {}
+
+    def made(target: Target, i: int) -> np.ndarray:
+        with lock:
+            values.update(values or fresh_parameters(config, wanted))
         value = np.asarray(values[target.path]).astype(kept)
-        for i, leaf in enumerate(target.leaves):
-            yield leaf, value[i] if target.stacked else value
+        return value[i] if target.stacked else value
+
+    found: dict[str, store.Leaf] = {step.rule.leaf: functools.partial(step.read, dtype) for step in plan.steps}
+    found |= {leaf: functools.partial(made, target, i) for target in wanted for i, leaf in enumerate(target.leaves)}
+    return ((leaf, found[leaf]) for leaf in sorted(found, key=lambda leaf: (item_of(leaf), leaf)))
+
+
+def _kept_dtype(plan: Plan, dtype: np.dtype | None) -> np.dtype:
+    """What fresh leaves are stored in."""
+    last = plan.steps[-1]
+    return last.weights.infos[last.rule.source].dtype if dtype is None else dtype
+
+
+def _sizes(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> list[tuple[int, np.dtype]]:
+    """Bytes and dtype of each leaf to write."""
+    infos = [step.weights.infos[step.rule.source] for step in plan.steps]
+    shapes, kept = leaf_shapes(config), _kept_dtype(plan, dtype)
+    found = [(math.prod(info.shape), info.dtype if dtype is None else dtype) for info in infos]
+    found += [(math.prod(shapes[leaf]), kept) for leaf in plan.fresh]
+    return [(count * dtype.itemsize, dtype) for count, dtype in found]
+
+
+def _identity(plan: Plan, config: ModelConfig, dtype: str | None) -> str:
+    """Changes when anything that is written may change; files count by name, size and time of change."""
+    stamps = {step.weights.folder: step.weights.stamp() for step in plan.steps}
+    carried = [name for _, name in plan.carried]
+    return hashes.hash_bytes(repr((stamps, [step.rule for step in plan.steps], carried, config, dtype)).encode())
 
 
 def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
@@ -302,17 +337,3 @@ def _extras(source: _Checkpoint, tower: Tower, fresh: tuple[str, ...], plan: Pla
             "notes": notes,
         },
     )
-
-
-class _Counter:
-    """Counts what passes by."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self.dtypes: Counter[str] = Counter()
-
-    def watch(self, leaves: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-        for name, leaf in leaves:
-            self.nbytes += leaf.nbytes
-            self.dtypes[leaf.dtype.name] += 1
-            yield name, leaf

@@ -67,6 +67,11 @@ class TorchWeights:
     def read(self, name: str) -> np.ndarray:
         return self._files[self.infos[name].file].read(name)
 
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of change of each file: what tells whether they are the same as before."""
+        stats = {name: (self.folder / name).stat() for name in sorted(self._files)}
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+
     def _add(self, name: str) -> None:
         path = self.folder / name
         if not path.is_file():

@@ -184,8 +184,13 @@ def carried_in_tower(prefix: str, config: ModelConfig, source: str) -> bool:
     if not source.startswith(prefix):
         return False
     rest = source[len(prefix) :]
-    unused = {rule.source for rule in _tower_layers("", range(config.layers_used, config.vision.num_layers))}
+    unused = {rule.source for rule in unused_tower_rules("", config)}
     return rest in unused or UNUSED_IN_TOWER.fullmatch(rest) is not None
+
+
+def unused_tower_rules(prefix: str, config: ModelConfig) -> list[Rule]:
+    """The layers above the selected one, whose leaves no model has; their shapes are those of the first layer."""
+    return _tower_layers(prefix, range(config.layers_used, config.vision.num_layers))
 
 
 def carried_in_decoder(layout: Layout, config: ModelConfig, source: str) -> bool:

@@ -12,6 +12,9 @@ from dynllava_jax.convert.read_torch import TorchWeights, read_json
 from dynllava_jax.convert.table import TOWER_ALONE, tower_rules
 from dynllava_jax.errors import InputError
 
+FOLDER = "vision_tower"
+"""Where `convert to-torch` puts a tower that stands apart."""
+
 _MARK = "embeddings.class_embedding"
 
 _CLIP_LARGE = {
@@ -66,14 +69,15 @@ def open_tower(folder: Path) -> Tower:
 
 
 def beside(src: Path, config: Mapping[str, Any]) -> Path | None:
-    """The folder that `mm_vision_tower` names, when it is a local one (relative to SRC's parent, or to SRC)."""
+    """The folder that `mm_vision_tower` names, when it is a local one (relative to SRC's parent, or to SRC).
+
+    Otherwise the one inside SRC in which exports keep it.
+    """
     name = config.get("mm_vision_tower") or config.get("vision_tower")
-    if not isinstance(name, str) or not name:
-        return None
-    for folder in (Path(name),) if Path(name).is_absolute() else (src.resolve().parent / name, src / name):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    folders = [src / FOLDER]
+    if isinstance(name, str) and name:
+        folders = [Path(name)] if Path(name).is_absolute() else [src.resolve().parent / name, src / name, *folders]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def differing(own: Tower, given: Tower, config: ModelConfig) -> list[str]:

@@ -10,11 +10,15 @@ _TILE = 128
 
 @runtime_checkable
 class Transform(Protocol):
-    """Works on arrays of any dtype without changing a value; `shape` says what `apply` will give, None if nothing."""
+    """Works on arrays of any dtype without changing a value.
+
+    `shape` says what `apply` will give, None if nothing; `source_shape` what `invert` will give.
+    """
 
     def apply(self, tensor: np.ndarray) -> np.ndarray: ...
     def invert(self, leaf: np.ndarray) -> np.ndarray: ...
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None: ...
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Keep:
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
         return source
 
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        return leaf
+
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
@@ -44,6 +51,9 @@ class Transpose:
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
         return source[::-1] if len(source) == 2 else None
 
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        return leaf[::-1]
+
 
 @dataclasses.dataclass(frozen=True)
 class FlattenPatch:
@@ -55,13 +65,17 @@ class FlattenPatch:
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
 
     def invert(self, leaf: np.ndarray) -> np.ndarray:
-        side = round((leaf.shape[0] / self.channels) ** 0.5)
+        _, _, side, _ = self.source_shape(leaf.shape)
         return leaf.reshape(side, side, self.channels, leaf.shape[1]).transpose(3, 2, 0, 1)
 
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(source) != 4 or source[1] != self.channels or source[2] != source[3]:
             return None
         return (source[1] * source[2] * source[3], source[0])
+
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        side = round((leaf[0] / self.channels) ** 0.5)
+        return (leaf[1], self.channels, side, side)
 
 
 def _transposed(matrix: np.ndarray) -> np.ndarray:
