@@ -1,6 +1,7 @@
 """A checkpoint of either kind, as the leaves that a model checkpoint holds; adapters are merged into their kernels."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import adapters, checksums, hashes, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import Target, targets
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
@@ -36,7 +38,7 @@ class Source:
     config: ModelConfig
     dtype: str
     facts: Mapping[str, Any]
-    files: epath.Path
+    files: AnyPath
     content_hash: str
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
@@ -44,7 +46,7 @@ class Source:
     carried: Callable[[], dict[str, np.ndarray]]
 
 
-def open_source(path: epath.PathLike) -> Source:
+def open_source(path: str | os.PathLike) -> Source:
     """Opens a model checkpoint or a training checkpoint, which is a step folder, or a work folder and means its newest.
 
     Raises:
@@ -57,10 +59,10 @@ def open_source(path: epath.PathLike) -> Source:
         raise InputError(
             f"{folder} is a work folder in which no checkpoint is whole yet; let the training go on first."
         )
-    return _model(folder)
+    return _model(as_path(path))
 
 
-def _model(path: epath.Path) -> Source:
+def _model(path: AnyPath) -> Source:
     info = store.read_info(path)
     stored = {
         leaf: entry for item, leaves in info.items.items() if item != store.CARRIED for leaf, entry in leaves.items()
@@ -144,7 +146,7 @@ def _training(path: epath.Path) -> Source:
         config=info.config,
         dtype=max(dtypes.values(), key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
         facts={**info.facts, "fresh": fresh},
-        files=trained.work_folder(path) / trained.FILES,
+        files=as_path(trained.work_folder(path) / trained.FILES),
         content_hash=hashes.hash_bytes(repr((content, info.init, info.lora)).encode()),
         shapes=own,
         dtypes=dtypes,
@@ -174,7 +176,7 @@ def _init(path: epath.Path, info: trained.Info, absent: Collection[str]) -> Sour
             f"{path} holds the trained parameters only; the frozen ones ({parts}) come from {info.init['path']}, which "
             f"is not there: put it back, or link it as {link}."
         )
-    source = open_source(places[0])
+    source = open_source(str(places[0]))
     if source.content_hash != info.init["content_hash"]:
         raise InputError(
             f"{places[0]} is not the checkpoint that {path} was trained from: its content differs; put the original "

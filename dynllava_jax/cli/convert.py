@@ -16,9 +16,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("convert", help="bring PyTorch weights in, or make a model of a training run")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("from-torch", help="a PyTorch LLaVA or Dynamic-LLaVA folder becomes a model checkpoint")
-    command.add_argument("src", type=Path, metavar="SRC", help="folder with config.json and .safetensors or .bin files")
-    command.add_argument("dst", type=Path, metavar="DST", help="where the checkpoint goes; must not exist yet")
-    command.add_argument("--vision-tower", type=Path, metavar="DIR", help="CLIP folder, where SRC lacks its tower")
+    command.add_argument("src", metavar="SRC", help="folder (or gs://) with config.json and weights, or a hub name")
+    command.add_argument("dst", metavar="DST", help="where the checkpoint goes (or gs://); must not exist yet")
+    command.add_argument("--base", metavar="DIR", help="what LoRA adapters or a projector alone in SRC belong to")
+    command.add_argument("--vision-tower", metavar="DIR", help="CLIP folder or hub name, where SRC lacks its tower")
     command.add_argument(
         "--prefer-tower", choices=("given", "inside"), help="which to take when --vision-tower and SRC's own differ"
     )
@@ -32,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
     command = kinds.add_parser("to-torch", help="a model checkpoint or a training run becomes a PyTorch folder")
     command.add_argument("src", metavar="SRC", help="a model checkpoint, a work folder, or WORKDIR/checkpoints/N")
-    command.add_argument("dst", type=Path, metavar="DST", help="where the folder goes; must not exist yet")
+    command.add_argument("dst", metavar="DST", help="where the folder goes (or gs://); must not exist yet")
     command.add_argument(
         "--layout",
         choices=export_plan.FAMILIES,
@@ -73,6 +74,7 @@ def run_from_torch(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             template=args.conv_template,
             predictors=not args.no_predictors,
+            base=args.base,
             on_start=progress.start,
             on_item=progress.advance,
         )

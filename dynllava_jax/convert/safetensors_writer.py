@@ -8,7 +8,7 @@ import dataclasses
 import json
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,16 @@ class SafetensorsWriter:
         folder: where the files go.
         specs: every tensor, in the order in which they lie in the files.
         shard_bytes: of a file at most, a single tensor that is larger apart.
+        on_shard: is given each finished file, and may take it away.
     """
 
-    def __init__(self, folder: Path, specs: Iterable[Spec], shard_bytes: int = SHARD_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        specs: Iterable[Spec],
+        shard_bytes: int = SHARD_BYTES,
+        on_shard: Callable[[Path], None] | None = None,
+    ):
         self._folder = folder
         self._shards = _shards(list(specs), shard_bytes)
         self._places: dict[str, tuple[str, int, Spec]] = {}
@@ -63,6 +70,10 @@ class SafetensorsWriter:
         written = journal.read_text() if journal.exists() else ""
         # A line without its end was cut off by a kill.
         self.done = {line for line in written.split("\n")[:-1] if line in self._places}
+        self._on_shard = on_shard
+        self._missing = {
+            name: sum(spec.name not in self.done for spec in shard) for name, shard in self._shards.items()
+        }
         self._lock = threading.Lock()
         self._journal = journal.open("w")
         self._journal.writelines(f"{name}\n" for name in sorted(self.done))
@@ -82,6 +93,10 @@ class SafetensorsWriter:
             self.done.add(name)
             self._journal.write(f"{name}\n")
             self._journal.flush()
+            self._missing[file_name] -= 1
+            finished = self._missing[file_name] == 0
+        if finished and self._on_shard is not None:
+            self._on_shard(self._folder / file_name)
 
     def finish(self) -> None:
         """Writes the index of several shards.

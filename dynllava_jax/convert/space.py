@@ -3,14 +3,17 @@
 import shutil
 from pathlib import Path
 
+from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.errors import InputError
 
 _SPARE = 64 << 20
 """Small files, and what file systems need for themselves."""
 
 
-def check(folder: Path, nbytes: int) -> None:
+def check(folder: AnyPath, nbytes: int) -> None:
     """Raises InputError when `nbytes` more, besides what lies in `folder` already, do not fit on its disk."""
+    if not isinstance(folder, Path):  # a bucket has room
+        return
     place = folder
     while not place.exists():
         place = place.parent

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes, store
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below
 from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
@@ -48,8 +52,8 @@ class Report:
 
 
 def export(
-    src: str | Path,
-    dst: Path,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
     *,
     layout: Family,
     dtype: str | None = None,
@@ -78,7 +82,7 @@ def export(
             DST is taken. Nothing is left at DST.
     """
     started = time.monotonic()
-    dst = Path(dst)
+    dst = as_path(dst)
     store.check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
@@ -88,7 +92,7 @@ def export(
     names = export_plan.recorded(source.facts)
     target = export_plan.chosen(layout, names)
     same = names is not None and names.family == target.family
-    files = {str(path.relative_to(source.files)): path.read_bytes() for path in _files(source.files)}
+    files = {name: path.read_bytes() for name, path in files_below(source.files)}
     vocab_size = None
     if layout == "hf":
         small, vocab_size = export_files.llava_hf(config, files, same_family=same)
@@ -118,7 +122,8 @@ def export(
     identity = _identity(source, plan, shard_bytes)
     with unfinished(dst, identity) as partial:
         space.check(partial, nbytes)
-        resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor)
+        send = None if isinstance(dst, Path) else functools.partial(_send, partial, dst)
+        resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor, send)
         for name, data in small.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(data)
@@ -146,8 +151,13 @@ def _exported(source: Source, without_predictors: bool, notes: list[str]) -> tup
     ), without
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file()) if folder.is_dir() else iter(())
+def _send(folder: Path, dst: AnyPath, file: Path) -> None:
+    """A finished shard goes to its bucket and leaves the local disk."""
+    target = dst / str(file.relative_to(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as data, target.open("wb") as out:
+        shutil.copyfileobj(data, out, 1 << 24)
+    file.unlink()
 
 
 def _write(
@@ -158,6 +168,7 @@ def _write(
     shard_bytes: int,
     on_start: Callable[[int], None],
     on_tensor: Callable[[int], None],
+    send: Callable[[Path], None] | None,
 ) -> int:
     """Fills the files; returns how many tensors were there already."""
     writers: dict[str, SafetensorsWriter] = {}
@@ -165,7 +176,7 @@ def _write(
         for where in sorted({tensor.folder for tensor in plan.tensors}):
             (folder / where).mkdir(exist_ok=True)
             specs = [tensor.spec for tensor in plan.tensors if tensor.folder == where]
-            writers[where] = SafetensorsWriter(folder / where, specs, shard_bytes)
+            writers[where] = SafetensorsWriter(folder / where, specs, shard_bytes, send)
             open_files.callback(writers[where].close)
         left = [tensor for tensor in plan.tensors if tensor.name not in writers[tensor.folder].done]
         on_start(sum(tensor.spec.nbytes for tensor in left))

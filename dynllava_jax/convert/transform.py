@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-_TILE = 128
+_STRIP, _COLUMNS, _PAD = 64, 512, 32
 
 
 @runtime_checkable
@@ -79,9 +79,19 @@ class FlattenPatch:
 
 
 def _transposed(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous transpose, tile by tile: 2.4 times as fast as numpy's own, which misses the cache at every row."""
-    out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for i in range(0, matrix.shape[0], _TILE):
-        for j in range(0, matrix.shape[1], _TILE):
-            out[j : j + _TILE, i : i + _TILE] = matrix[i : i + _TILE, j : j + _TILE].T
-    return out
+    """A contiguous transpose, strip by strip through a buffer: several times as fast as numpy's own.
+
+    Rows of a matrix are a power of two apart more often than not, so that a column falls into a few lines of the
+    processor's cache only; in the buffer they are not.
+    """
+    words = matrix.view(f"u{matrix.itemsize}") if matrix.itemsize in (2, 4) else matrix
+    height, width = words.shape
+    out = np.empty((width, height), words.dtype)
+    buffer = np.empty((_STRIP, width + _PAD), words.dtype)
+    for i in range(0, height, _STRIP):
+        rows = min(_STRIP, height - i)
+        buffer[:rows, :width] = words[i : i + rows]
+        for j in range(0, width, _COLUMNS):
+            end = min(j + _COLUMNS, width)
+            out[j:end, i : i + rows] = buffer[:rows, j:end].T
+    return out.view(matrix.dtype)

@@ -144,7 +144,7 @@ def test_a_killed_write_goes_on_with_what_is_not_finished(tmp_path: Path, monkey
 
     leaves = random_leaves()
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "rmtree", lambda *args, **kwargs: None)  # as a kill does: nothing is cleared
+        patch.setattr(store, "remove_tree", lambda folder: None)  # as a kill does: nothing is cleared
         dying = [lazy(name, leaf, kill=True) for name, leaf in leaves]
         with pytest.raises(KeyboardInterrupt):
             store.write(tmp_path / "ckpt", CONFIG, dying, identity="one")
