@@ -19,6 +19,8 @@ COMMANDS = {
     "generate": "ask about pictures",
     "chat": "a conversation in the terminal",
     "train": "fine-tune on your own data",
+    "eval": "measure how well a model answers",
+    "demo": "make the demo model's data, and pretrain its tower",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in, or make a model of a training run",
     "data": "pack training data into shards, or check it",
