@@ -17,7 +17,7 @@ MAY_USE = {
     "data": {"config"},
     "sharding": {"config", "nn"},
     "checkpoint": {"config", "nn", "model"},
-    "demo": {"config", "data", "model"},
+    "demo": {"config", "data", "checkpoint", "model"},
     "inference": {"config", "nn", "kernels", "sparsify", "model", "data", "sharding", "checkpoint", "demo"},
     "convert": {"config", "data", "checkpoint", "model"},
     "verify": {
@@ -34,6 +34,7 @@ MAY_USE = {
         *("config", "nn", "kernels", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis", "training"),
     },
+    "evaluation": {"config", "data", "demo", "inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -48,6 +49,7 @@ MAY_USE = {
         "training",
         "planning",
         "benchmark",
+        "evaluation",
     },
 }
 

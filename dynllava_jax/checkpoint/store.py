@@ -20,7 +20,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from dynllava_jax.checkpoint import hashes, orbax_items, versions
 from dynllava_jax.checkpoint.leaves import item_of

@@ -20,6 +20,8 @@ COMMANDS = {
     "chat": "a conversation in the terminal",
     "train": "fine-tune on your own data",
     "plan": "whether a run fits on a machine, and what it costs, before it is rented",
+    "eval": "measure how well a model answers",
+    "demo": "make the demo model's data, and pretrain its tower",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in or out, or make a model of a training run",
     "inspect": "what a checkpoint holds",

@@ -52,7 +52,7 @@ class TrainingCheckpoints:
         *,
         keep: int = 2,
         keep_best: bool = True,
-        init: str | Path | None = None,
+        init: epath.PathLike | None = None,
         files: str | AnyPath | None = None,
         made: Collection[str] = (),
         lora: LoraConfig | None = None,
