@@ -33,6 +33,7 @@ MAY_USE = {
         *("config", "nn", "kernels", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis", "training"),
     },
+    "planning": {"config", "model", "sharding", "kernels", "checkpoint", "nn", "inference", "analysis", "training"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -46,6 +47,7 @@ MAY_USE = {
         "analysis",
         "training",
         "benchmark",
+        "planning",
     },
 }
 

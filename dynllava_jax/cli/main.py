@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "ask about pictures",
     "chat": "a conversation in the terminal",
     "train": "fine-tune on your own data",
+    "plan": "whether a run fits on a machine, and what it costs, before it is rented",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in, or make a model of a training run",
     "data": "pack training data into shards, or check it",
