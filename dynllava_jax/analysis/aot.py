@@ -115,10 +115,16 @@ def compile_ahead(
     # A described GPU calls itself "gpu", the name of any maker's; the lowering must know whose.
     device = next(iter(jax.tree.leaves(args)[0].sharding.device_set))
     platform = "cuda" if device.platform == "gpu" else device.platform
-    with _described(device):
+    with described(device):
         lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
     with _never_cached():
         return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
+
+
+def described(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Inside, functions are traced and kernels lowered for this device, not for the machine that one sits at."""
+    kind = AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:
@@ -139,12 +145,6 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
 def _gpu(kind: str, shape: str) -> Sequence[Any]:
     target = importlib.resources.files("dynllava_jax.analysis") / "targets" / f"{_GPUS[kind]}.txtpb"
     return topologies.get_topology_desc(kind, "cuda", target_config=target.read_text(), topology=f"1x{shape}").devices
-
-
-def _described(device: Any) -> contextlib.AbstractContextManager[Any]:
-    """Tells Pallas what a kernel is lowered for: from JAX 0.11 on it asks the machine that it runs on otherwise."""
-    kind = AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
-    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dynllava_jax.analysis.aot import compile_ahead, memory, place, topology
+from dynllava_jax.analysis.aot import compile_ahead, described, memory, place, topology
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
@@ -53,7 +53,8 @@ def compile_segment(
     stop_ids = (config.text_prep.eos_id,)
     engine = Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=stop_ids, attention=attention)
     limit = jax.ShapeDtypeStruct((), np.int32)
-    with constraints(None if mesh is None else activation_constraint(mesh)):
+    device = where if mesh is None else mesh.devices.flat[0]
+    with constraints(None if mesh is None else activation_constraint(mesh)), described(device):
         body, params, state = engine.segment_program(shape, config.sparsity, grown)
         state = place(state, where if mesh is None else jax.tree.map(lambda x: _sharding(x, mesh), state))
         limit = place(limit, where if mesh is None else replicated(mesh))

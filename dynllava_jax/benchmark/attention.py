@@ -75,7 +75,9 @@ def bench_attention(
         raise InputError(f"{timeless[0]} is run by an interpreter, whose time says nothing about the kernel's.")
     inputs = _inputs(operation, shape, dtype)
     known: dict[str, dict[str, Any]] = {}
-    own = names or tuple(dict.fromkeys((*api.chosen(machine.platform)[_DOOR[operation]], "xla")))
+    # What is compared with comes first; decoding has nothing to cut into chunks.
+    first = () if operation == "decode" else ("chunked",)
+    own = tuple(dict.fromkeys((*first, *(names or (*api.chosen(machine.platform)[_DOOR[operation]], "xla")))))
     for name, function in {**_references(operation), **{name: _door(operation, name) for name in own}}.items():
         record = {"operation": operation, **dataclasses.asdict(shape), "dtype": dtype, "implementation": name}
         try:

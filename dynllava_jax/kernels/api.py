@@ -2,6 +2,9 @@
 
 An implementation that cannot serve a shape, dtype or platform raises `NotImplementedError` with the reason, and
 the door tries the next one; it says once, in the log, which one it took.
+
+`xla` is the truth. `chunked` holds the scores of some queries at a time. `triton` and `tpu` are kernels; with
+`-interpret` they run as plain JAX on any platform, slowly, to be compared.
 """
 
 import functools
@@ -12,21 +15,47 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels import decode_tpu, decode_triton, xla
+from dynllava_jax.kernels import chunked, decode_tpu, decode_triton, policy_tpu, policy_triton, xla
+from dynllava_jax.kernels.policy_join import RESIDUALS as RESIDUALS
+from dynllava_jax.kernels.target import target
+from dynllava_jax.nn.constrain import Axes, compiled_for, per_shard
 
 Implementation = str | Sequence[str] | None
 """A name, names in order of preference, or None for the best of the platform that is compiled for."""
 
-_ATTENTION: Mapping[str, Callable[..., Array]] = {"xla": xla.attention}
-_POLICY: Mapping[str, Callable[..., Array]] = {"xla": xla.policy_attention}
+_ATTENTION: Mapping[str, Callable[..., Array]] = {
+    "xla": xla.attention,
+    "chunked": chunked.attention,
+    "triton": policy_triton.attention,
+    "tpu": policy_tpu.attention,
+    "triton-interpret": functools.partial(policy_triton.attention, interpret=True),
+    "tpu-interpret": functools.partial(policy_tpu.attention, interpret=True),
+}
+_POLICY: Mapping[str, Callable[..., Array]] = {
+    "xla": xla.policy_attention,
+    "chunked": chunked.policy_attention,
+    "triton": policy_triton.policy_attention,
+    "tpu": policy_tpu.policy_attention,
+    "triton-interpret": functools.partial(policy_triton.policy_attention, interpret=True),
+    "tpu-interpret": functools.partial(policy_tpu.policy_attention, interpret=True),
+}
 _CACHED: Mapping[str, Callable[..., Array]] = {
     "xla": xla.cached_attention,
     "triton": decode_triton.cached_attention,
     "tpu": decode_tpu.cached_attention,
+    "triton-interpret": functools.partial(decode_triton.cached_attention, interpret=True),
+    "tpu-interpret": functools.partial(decode_tpu.cached_attention, interpret=True),
 }
 
-_BEST = ("xla",)
-"""What None means. The same on every platform as long as there is one implementation."""
+_BEST = {"cpu": ("xla",), "gpu": ("triton", "chunked", "xla"), "tpu": ("tpu", "chunked", "xla")}
+"""What None means on a platform; whatever an operation does not have is left out."""
+_ONLY_ON = {"triton": "gpu", "tpu": "tpu"}
+_PARTITIONED = ("xla", "chunked")
+"""XLA splits these over a mesh by itself. Kernels it cannot look into: each device runs its own; and a cache it would
+gather, whoever reads it."""
+
+_GROUPED: Axes = ("batch", "kv_heads", None, "seq", None)
+_HEADS: Axes = ("batch", "kv_heads", "seq", None)
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +72,9 @@ def attention(
 
     A key that `keep` drops is seen by its own query alone; None keeps all.
     """
-    return _dispatch("attention", _ATTENTION, implementation)(query, key, value, keep=keep)
+    masks = {} if keep is None else {"keep": (keep, ("batch", "seq"))}
+    keys = {"key": (key, _HEADS), "value": (value, _HEADS)}
+    return _dispatch("attention", _ATTENTION, implementation, query, keys | masks)
 
 
 def policy_attention(
@@ -58,8 +89,9 @@ def policy_attention(
     implementation: Implementation = None,
 ) -> Float[Array, "B H S E"]:
     """Attention under a keep policy (see `xla.policy_weights` for the formula)."""
-    chosen = _dispatch("policy_attention", _POLICY, implementation)
-    return chosen(query, key, value, policy, lengths, eps=eps, causal=causal)
+    keys = {"key": (key, _HEADS), "value": (value, _HEADS)}
+    masks = {"policy": (policy, ("batch", "seq")), "lengths": (lengths, ("batch",))}
+    return _dispatch("policy_attention", _POLICY, implementation, query, keys | masks, eps=eps, causal=causal)
 
 
 def cached_attention(
@@ -73,35 +105,69 @@ def cached_attention(
     implementation: Implementation = None,
 ) -> Float[Array, "B H T E"]:
     """New tokens against the stacked cache of their stack plus themselves; no layer of the cache is copied out."""
-    chosen = _dispatch("cached_attention", _CACHED, implementation)
-    return chosen(query, key, value, blocks, layer, lengths)
+    keys = {"key": (key, _HEADS), "value": (value, _HEADS)}
+    cache = {"blocks": (blocks, ("layers", "batch", "kv_heads", None, None)), "layer": (layer, ())}
+    return _dispatch(
+        "cached_attention", _CACHED, implementation, query, keys | cache | {"lengths": (lengths, ("batch",))}
+    )
 
 
 def chosen(platform: str) -> dict[str, tuple[str, ...]]:
     """For each operation the implementations that `None` tries on a platform, in order."""
-    del platform
-    return dict.fromkeys(("attention", "policy_attention", "cached_attention"), _BEST)
+    tables = {"attention": _ATTENTION, "policy_attention": _POLICY, "cached_attention": _CACHED}
+    return {op: _best(platform, table) for op, table in tables.items()}
 
 
-def _dispatch(op: str, table: Mapping[str, Callable[..., Array]], wanted: Implementation) -> Callable[..., Array]:
-    names = _BEST if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+def _best(platform: str, table: Mapping[str, Callable[..., Array]]) -> tuple[str, ...]:
+    return tuple(name for name in _BEST.get(platform, ("chunked", "xla")) if name in table)
+
+
+def _dispatch(
+    op: str,
+    table: Mapping[str, Callable[..., Array]],
+    wanted: Implementation,
+    query: Float[Array, "B H S E"],
+    operands: Mapping[str, tuple[Any, Axes]],
+    **options: Any,
+) -> Float[Array, "B H S E"]:
+    """Asks one implementation after the other. `operands`: name -> array, or tree of arrays, and its axes' names."""
+    platform = target().platform
+    names = _best(platform, table) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:
         if name not in table:
             raise InputError(f"{op} has no implementation {name!r}; there are {', '.join(table)}.")
+    reasons = []
+    for name in names:
+        function = functools.partial(table[name], **options)
+        try:
+            if (only := _ONLY_ON.get(name, platform)) != platform:
+                raise NotImplementedError(f"it runs on a {only} only, not on a {platform}")
+            if (name in _PARTITIONED and table is not _CACHED) or compiled_for() is None:
+                result = function(query, **{operand: array for operand, (array, _) in operands.items()})
+            else:
+                result = _on_each_device(function, query, operands)
+        except NotImplementedError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        _say_once(op, name, tuple(reasons))
+        return result
+    raise NotImplementedError(f"no implementation of {op} serves this call: {'; '.join(reasons)}")
 
-    def call(*args: Any, **kwargs: Any) -> Array:
-        reasons = []
-        for name in names:
-            try:
-                result = table[name](*args, **kwargs)
-            except NotImplementedError as error:
-                reasons.append(f"{name}: {error}")
-                continue
-            _say_once(op, name, tuple(reasons))
-            return result
-        raise NotImplementedError(f"no implementation of {op} serves this call: {'; '.join(reasons)}")
 
-    return call
+def _on_each_device(
+    function: Callable[..., Array], query: Float[Array, "B H S E"], operands: Mapping[str, tuple[Any, Axes]]
+) -> Float[Array, "B H S E"]:
+    """`function` on the samples and heads of one device. Queries are split as their keys are, group by group."""
+    batch, heads, length, size = query.shape
+    groups = operands["key"][0].shape[1]
+
+    def own(grouped: Float[Array, "B G R S E"], *arrays: Any) -> Float[Array, "B G R S E"]:
+        heads = grouped.reshape(grouped.shape[0], -1, *grouped.shape[3:])
+        return function(heads, **dict(zip(operands, arrays, strict=True))).reshape(grouped.shape)
+
+    arrays, axes = zip(*operands.values(), strict=True)
+    grouped = query.reshape(batch, groups, heads // groups, length, size)
+    return per_shard(own, grouped, *arrays, axes=(_GROUPED, *axes), out=_GROUPED).reshape(query.shape)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Attention in plain XLA: the truth that every kernel is compared with, and the default on CPU.
 
-B batch, H query heads, G key/value heads, R = H/G queries per group, S sequence (queries), N keys,
+B batch, H query heads, G key/value heads, R = H/G queries per group, S sequence, Q queries of a part of it, N keys,
 T new tokens, C cache capacity, L layers, E head dimension. Scores and softmax are float32.
 """
 
@@ -28,17 +28,21 @@ def attention(
 
     A key that `keep` drops is seen by its own query alone.
     """
-    return _combine(attention_weights(query, key, keep), value)
+    return combine(attention_weights(query, key, keep), value)
 
 
 def attention_weights(
-    query: Float[Array, "B H S E"], key: Float[Array, "B G S E"], keep: Bool[Array, "B S"] | None = None
-) -> Float[Array, "B G R S S"]:
-    """The weights of `attention`."""
-    size = query.shape[2]
-    visible = _causal(size)
+    query: Float[Array, "B H Q E"],
+    key: Float[Array, "B G S E"],
+    keep: Bool[Array, "B S"] | None = None,
+    *,
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "B G R Q S"]:
+    """The weights of `attention`, of the queries from position `first` on."""
+    apart = _apart(query, key, first)
+    visible = apart >= 0
     if keep is not None:
-        visible = visible & (jnp.eye(size, dtype=bool) | keep[:, None, None, None, :])
+        visible = visible & ((apart == 0) | keep[:, None, None, None, :])
     return jax.nn.softmax(jnp.where(visible, _scores(query, key), -jnp.inf), axis=-1)
 
 
@@ -53,26 +57,27 @@ def policy_attention(
     causal: bool = True,
 ) -> Float[Array, "B H S E"]:
     """Attention under a keep policy, as training uses it in the deep layers (paper section 3.3, MaskedSoftmax)."""
-    return _combine(policy_weights(query, key, policy, lengths, eps=eps, causal=causal), value)
+    return combine(policy_weights(query, key, policy, lengths, eps=eps, causal=causal), value)
 
 
 def policy_weights(
-    query: Float[Array, "B H S E"],
+    query: Float[Array, "B H Q E"],
     key: Float[Array, "B G S E"],
     policy: Float[Array, "B S"],
     lengths: Int[Array, " B"],
     *,
     eps: float = 1e-6,
     causal: bool = True,
-) -> Float[Array, "B G R S S"]:
-    """The weights of `policy_attention` (official `softmax_with_policy`).
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "B G R Q S"]:
+    """The weights of `policy_attention` (official `softmax_with_policy`), of the queries from position `first` on.
 
     A dropped key (policy 0) is invisible to all but itself. The maximum runs over dropped keys too, and the
     gradient flows through it. `eps / N` leaks to every real key; N and the leak count the sample's real keys
     only, so that padding changes nothing.
     """
-    real = (jnp.arange(query.shape[2]) < lengths[:, None])[:, None, None, None, :]
-    kept = _kept(query, key, policy, real, causal)
+    real = (jnp.arange(key.shape[2]) < lengths[:, None])[:, None, None, None, :]
+    kept = _kept(query, key, policy, real, causal, first)
     leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
     return (kept + leak) / (jnp.sum(kept, axis=-1, keepdims=True) + eps)
 
@@ -101,20 +106,21 @@ def lowest_denominator(
 
 
 def _kept(
-    query: Float[Array, "B H S E"],
+    query: Float[Array, "B H Q E"],
     key: Float[Array, "B G S E"],
     policy: Float[Array, "B S"],
     real: Bool[Array, "B 1 1 1 S"],
     causal: bool,
-) -> Float[Array, "B G R S S"]:
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "B G R Q S"]:
     """The numerators of `policy_weights` before the leak: exp(score - highest), 0 where a key is dropped."""
-    size = query.shape[2]
+    apart = _apart(query, key, first)
     scores = _scores(query, key)
-    visible = jnp.logical_and(real, _causal(size)) if causal else jnp.broadcast_to(real, scores.shape)
+    visible = jnp.logical_and(real, apart >= 0) if causal else jnp.broadcast_to(real, scores.shape)
     highest = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=-1, keepdims=True)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     exponentials = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, 0.0)), 0.0)
-    return exponentials * jnp.where(jnp.eye(size, dtype=bool), 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
+    return exponentials * jnp.where(apart == 0, 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
 
 
 def cached_attention(
@@ -137,10 +143,10 @@ def cached_attention(
         filled = jnp.arange(start, stop) < lengths[:, None]
         scores.append(jnp.where(filled[:, None, None, None, :], _scores(query, cached), -jnp.inf))
         start = stop
-    scores.append(jnp.where(_causal(query.shape[2]), _scores(query, key), -jnp.inf))
+    scores.append(jnp.where(_apart(query, key) >= 0, _scores(query, key), -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     parts = jnp.split(weights, list(_ends(keys)), axis=-1)
-    outputs = [_combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
+    outputs = [combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
     return sum(outputs[1:], outputs[0])
 
 
@@ -164,7 +170,8 @@ def _scores(query: Float[Array, "B H S E"], key: Float[Array, "B G N E"]) -> Flo
     return scores * (1.0 / math.sqrt(size))
 
 
-def _combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"]) -> Float[Array, "B H S E"]:
+def combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"]) -> Float[Array, "B H S E"]:
+    """Sums of values under the weights of every query."""
     batch, groups, ratio, length, count = weights.shape
     rows = weights.astype(value.dtype).reshape(batch, groups, ratio * length, count)
     out = jnp.einsum("bgmn,bgne->bgme", rows, value)
@@ -176,8 +183,11 @@ def _layer(stacked: Float[Array, "L B G C E"], layer: Int[Array, ""]) -> Float[A
     return as_stored(jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False))
 
 
-def _causal(size: int) -> Bool[Array, "S S"]:
-    return jnp.tril(jnp.ones((size, size), bool))
+def _apart(
+    query: Float[Array, "B H Q E"], key: Float[Array, "B G N E"], first: int | Int[Array, ""] = 0
+) -> Int[Array, "Q N"]:
+    """How far each key stands before each query: 0 its own, negative those after it."""
+    return first + jnp.arange(query.shape[2])[:, None] - jnp.arange(key.shape[2])
 
 
 def _ends(keys: Sequence[Float[Array, "B G _ E"]]) -> Sequence[int]:

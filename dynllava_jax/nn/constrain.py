@@ -14,6 +14,11 @@ Axes = tuple[str | None, ...]
 class Constraint(Protocol):
     """What the logical names mean on one mesh (`sharding.specs.activation_constraint`)."""
 
+    @property
+    def device(self) -> Any:
+        """One of the mesh's devices; they are all of a kind."""
+        ...
+
     def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
         """`x`, split as its names ask."""
         ...
@@ -43,6 +48,12 @@ def per_shard(function: Callable[..., Any], *args: Any, axes: tuple[Axes, ...], 
     """
     constraint = _constraint.get()
     return function(*args) if constraint is None else constraint.per_shard(function, args, axes, out)
+
+
+def compiled_for() -> Any | None:
+    """One of the devices that a function is traced for, where constraints are in force."""
+    constraint = _constraint.get()
+    return None if constraint is None else constraint.device
 
 
 @contextlib.contextmanager

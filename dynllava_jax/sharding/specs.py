@@ -114,6 +114,10 @@ class _Activations:
     mesh: Mesh
     rules: Rules
 
+    @property
+    def device(self) -> Any:
+        return self.mesh.devices.flat[0]
+
     def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, activation_sharding(x.shape, axes, self.mesh, self.rules))
 

@@ -29,6 +29,7 @@ def test_attention(capsys: pytest.CaptureFixture[str]) -> None:
         assert ours["forward_seconds"] > 0
         ratio = theirs["forward_seconds"] / ours["forward_seconds"]
         assert ours["ratio_to_jax_xla"]["forward"] == pytest.approx(ratio)
+        assert (ours["ratio_to_chunked"] is None) == (operation == "decode")
         assert ("both_seconds" in ours) == (operation != "decode")
     pairs = 32 * 33 / 2
     causal = by_name["causal", "xla"]

@@ -1,0 +1,210 @@
+"""Policy attention around the kernels: shapes, padding, residuals, and what of the gradient is a sum over rows.
+
+B batch, H query heads, G key/value heads, S sequence, E head dimension.
+
+One row `policy` per sample says all about its keys: the keep policy, -1 for padding. With s the scores, m a row's
+largest score over the visible keys, w the key's policy (1 for the query's own), n the sample's real keys,
+
+    out_i = (sum_j exp(s_ij - m_i) w_ij v_j + leak) / (sum_j exp(s_ij - m_i) w_ij + eps),  leak = eps / n sum_j v_j.
+
+The gradient flows through m too. It comes down to one number per query, (cotangent_i · leak - eps cotangent_i · out_i)
+/ denominator_i, which the key that holds the maximum receives. With eps 0 both vanish; `attention` then hides dropped
+keys altogether, so that none of them can hold the maximum and let the denominator underflow.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+from dynllava_jax.kernels.policy_tile import Rows
+
+RESIDUALS = ("attention_out", "attention_rows")
+"""Names of what a backward pass needs besides its inputs, for `jax.checkpoint_policies.save_only_these_names`."""
+
+_DTYPES = ("float32", "bfloat16")
+_LARGEST_HEAD = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a kernel computes.
+
+    Attributes:
+        eps: added to the denominator.
+        hide: see `policy_tile.sight`; then the policy has no gradient.
+        head_dim: of the scores' scale; arrays may be padded beyond it.
+    """
+
+    eps: float
+    hide: bool
+    head_dim: int
+
+
+class Forward(NamedTuple):
+    """What a forward kernel gives; see `policy_tile.Rows`."""
+
+    out: Float[Array, "B H S E"]
+    highest: Float[Array, "B H S"]
+    inverse: Float[Array, "B H S"]
+    argmax: Int[Array, "B H S"]
+
+
+class Backward(NamedTuple):
+    """What the backward kernels give. Keys, values and policy receive a gradient from every query head."""
+
+    query: Float[Array, "B H S E"]
+    key: Float[Array, "B H S E"]
+    value: Float[Array, "B H S E"]
+    policy: Float[Array, "B H S"]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A pair of kernels. It is hashable: equal ones are compiled once."""
+
+    def padded(self, length: int, head_dim: int) -> tuple[int, int]:
+        """Sequence length and head dimension that it works on."""
+        ...
+
+    def forward(
+        self,
+        query: Float[Array, "B H S E"],
+        key: Float[Array, "B G S E"],
+        value: Float[Array, "B G S E"],
+        policy: Float[Array, "B S"],
+        leak: Float[Array, "B G E"],
+        rule: Rule,
+    ) -> Forward:
+        """The output, and what is kept of its rows."""
+        ...
+
+    def backward(
+        self,
+        query: Float[Array, "B H S E"],
+        key: Float[Array, "B G S E"],
+        value: Float[Array, "B G S E"],
+        policy: Float[Array, "B S"],
+        cotangent: Float[Array, "B H S E"],
+        rows: Rows,
+        rule: Rule,
+    ) -> Backward:
+        """The gradients, without what values receive through the leak."""
+        ...
+
+
+def attention(
+    kernel: Kernel,
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    value: Float[Array, "B G S E"],
+    keep: Bool[Array, "B S"] | None,
+) -> Float[Array, "B H S E"]:
+    """See `xla.attention`."""
+    policy = jnp.ones((query.shape[0], query.shape[2])) if keep is None else keep.astype(jnp.float32)
+    return _attend(kernel, query, key, value, policy, eps=0.0, hide=True)
+
+
+def policy_attention(
+    kernel: Kernel,
+    query: Float[Array, "B H S E"],
+    key: Float[Array, "B G S E"],
+    value: Float[Array, "B G S E"],
+    policy: Float[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    eps: float,
+    causal: bool,
+) -> Float[Array, "B H S E"]:
+    """See `xla.policy_attention`.
+
+    Raises:
+        NotImplementedError: without a causal mask.
+    """
+    if not causal:
+        raise NotImplementedError("it serves causal attention only")
+    real = jnp.arange(query.shape[2]) < lengths[:, None]
+    policy = jnp.where(real, policy.astype(jnp.float32), -1.0)
+    return _attend(kernel, query, key, value, policy, eps=eps, hide=False)
+
+
+def check(dtype: Any, head_dim: int) -> None:
+    """Raises NotImplementedError for what no kernel serves."""
+    if dtype.name not in _DTYPES:
+        raise NotImplementedError(f"it serves {' and '.join(_DTYPES)}, not {dtype.name}")
+    if head_dim > _LARGEST_HEAD:
+        raise NotImplementedError(f"head dimension {head_dim} is above {_LARGEST_HEAD}")
+
+
+def _attend(
+    kernel: Kernel, query: Array, key: Array, value: Array, policy: Array, *, eps: float, hide: bool
+) -> Float[Array, "B H S E"]:
+    length, head_dim = query.shape[2:]
+    rows, columns = (new - old for new, old in zip(kernel.padded(length, head_dim), (length, head_dim), strict=True))
+    query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, rows), (0, columns))) for x in (query, key, value))
+    policy = jnp.pad(policy, ((0, 0), (0, rows)), constant_values=-1.0)
+    out = _padded(kernel, Rule(eps, hide, head_dim), query, key, value, policy)
+    return out[:, :, :length, :head_dim]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _padded(kernel: Kernel, rule: Rule, query: Array, key: Array, value: Array, policy: Array) -> Array:
+    return kernel.forward(query, key, value, policy, _leak(value, policy, rule.eps), rule).out
+
+
+def _forward(
+    kernel: Kernel, rule: Rule, query: Array, key: Array, value: Array, policy: Array
+) -> tuple[Array, tuple[Array, Array, Array, Array, Forward]]:
+    found = kernel.forward(query, key, value, policy, _leak(value, policy, rule.eps), rule)
+    out = checkpoint_name(found.out, RESIDUALS[0])
+    found = Forward(out, *(checkpoint_name(row, RESIDUALS[1]) for row in found[1:]))
+    return out, (query, key, value, policy, found)
+
+
+def _backward(
+    kernel: Kernel, rule: Rule, kept: tuple[Array, Array, Array, Array, Forward], cotangent: Float[Array, "B H S E"]
+) -> tuple[Array, Array, Array, Array]:
+    query, key, value, policy, found = kept
+    ratio = query.shape[1] // key.shape[1]
+    slope = cotangent.astype(jnp.float32)
+    delta = jnp.sum(slope * found.out.astype(jnp.float32), axis=-1)
+    through = jnp.zeros_like(delta)
+    if not rule.hide:
+        leak = jnp.repeat(_leak(value, policy, rule.eps), ratio, axis=1)
+        through = (jnp.sum(slope * leak[:, :, None], axis=-1) - rule.eps * delta) * found.inverse
+    rows = Rows(found.highest, found.inverse, found.argmax, delta, through)
+    found_slopes = kernel.backward(query, key, value, policy, cotangent, rows, rule)
+    of_value = _over_group(found_slopes.value, ratio)
+    if not rule.hide:
+        each = _over_group(jnp.sum(slope * found.inverse[..., None], axis=2), ratio)
+        real = policy[:, None, :, None] >= 0
+        leaked = jnp.where(real, (_share(policy, rule.eps)[:, None, None] * each)[:, :, None], 0.0)
+        of_value = of_value.astype(jnp.float32) + leaked
+    return (
+        found_slopes.query.astype(query.dtype),
+        _over_group(found_slopes.key, ratio).astype(key.dtype),
+        of_value.astype(value.dtype),
+        jnp.zeros_like(policy) if rule.hide else jnp.sum(found_slopes.policy, axis=1),
+    )
+
+
+_padded.defvjp(_forward, _backward)
+
+
+def _share(policy: Float[Array, "B S"], eps: float) -> Float[Array, " B"]:
+    """What leaks to each of a sample's real keys."""
+    return eps / jnp.maximum(jnp.sum(policy >= 0, axis=1), 1)
+
+
+def _leak(value: Float[Array, "B G S E"], policy: Float[Array, "B S"], eps: float) -> Float[Array, "B G E"]:
+    real = policy[:, None, :, None] >= 0
+    total = jnp.sum(jnp.where(real, value.astype(jnp.float32), 0.0), axis=2)
+    return _share(policy, eps)[:, None, None] * total
+
+
+def _over_group(x: Float[Array, "B H *rest"], ratio: int) -> Float[Array, "B G *rest"]:
+    return x if ratio == 1 else jnp.sum(x.reshape(x.shape[0], -1, ratio, *x.shape[2:]), axis=2)

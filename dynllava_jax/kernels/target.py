@@ -1,0 +1,29 @@
+"""What a program is compiled for, which need not be the machine that one sits at."""
+
+from typing import NamedTuple
+
+import jax
+
+from dynllava_jax.nn.constrain import compiled_for
+
+
+class Target(NamedTuple):
+    """A kind of device.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        kind: what it calls itself, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
+    """
+
+    platform: str
+    kind: str
+
+
+def target() -> Target:
+    """The devices of the mesh whose constraints are in force, else those of the mesh in context, else JAX's default."""
+    device = compiled_for() or getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(device, str):
+            device = jax.devices(device)[0]
+    return Target(device.platform, device.device_kind)
