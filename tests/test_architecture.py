@@ -11,7 +11,7 @@ EVERYONE = {"errors"}
 MAY_USE = {
     "config": set(),
     "nn": {"config"},
-    "kernels": set(),
+    "kernels": {"nn"},
     "sparsify": {"config", "nn"},
     "model": {"config", "nn", "kernels", "sparsify"},
     "data": {"config"},
