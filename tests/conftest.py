@@ -1,6 +1,7 @@
 """How every test runs: on eight simulated CPU devices, at full precision, with one compile cache for all workers."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8", JAX_DEFAULT_MATMUL_PRECISION="highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Test programs run once on a handful of numbers: half the time went into optimising their machine code.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Test programs run once on a handful of numbers: most of the time went into optimising their machine code.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if version("jaxlib").startswith("0.10."):  # later ones have no other emitters, and abort at a flag they do not know
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

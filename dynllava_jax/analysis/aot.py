@@ -17,18 +17,22 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from dynllava_jax.errors import InputError
 
 _TPUS = ("v4", "v5e", "v5p", "v6e")
-_GPUS = {"a100": "a100_80gb", "h100": "h100_80gb"}
+_GPUS = {"a100": "a100_80gb", "a100-40": "a100_40gb", "h100": "h100_80gb", "h200": "h200"}
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # else libtpu asks the network what machine it is on
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process, such as a test worker, fails on a lock file
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # these two only silence warnings; the topology overrides them
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
+
+TOWER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+"""By platform, for programs with the tower: without a GPU to tune on, XLA takes one block size for all of its own
+matrix products, and fails where that one does not fit (577 tokens). cuBLAS needs as much memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ def topology(name: str) -> list[Any]:
 
     Args:
         name: `v4`, `v5e`, `v5p` or `v6e` with the shape of the slice in chips (`v5e:2x2`, `v5p:2x2x1`), or `a100`,
-            `h100` (80 GB) with hosts x GPUs per host (`a100:1x8`). A v4 chip counts as two devices, one per core.
+            `h100` (80 GB), `a100-40`, `h200` with hosts x GPUs per host (`a100:1x8`). A v4 chip counts as two devices,
+            one per core.
 
     Raises:
         InputError: an unknown name or shape, or the compiler is not installed.
@@ -108,9 +113,10 @@ def compile_ahead(
         options.setdefault("out_shardings", Format(Layout.AUTO))
     jitted = jax.jit(function, in_shardings=shardings, **options)
     # A described GPU calls itself "gpu", the name of any maker's; the lowering must know whose.
-    kind = next(iter(jax.tree.leaves(args)[0].sharding.device_set)).platform
-    platform = "cuda" if kind == "gpu" else kind
-    lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
+    device = next(iter(jax.tree.leaves(args)[0].sharding.device_set))
+    platform = "cuda" if device.platform == "gpu" else device.platform
+    with _described(device):
+        lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
     with _never_cached():
         return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
 
@@ -133,6 +139,12 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
 def _gpu(kind: str, shape: str) -> Sequence[Any]:
     target = importlib.resources.files("dynllava_jax.analysis") / "targets" / f"{_GPUS[kind]}.txtpb"
     return topologies.get_topology_desc(kind, "cuda", target_config=target.read_text(), topology=f"1x{shape}").devices
+
+
+def _described(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Tells Pallas what a kernel is lowered for: from JAX 0.11 on it asks the machine that it runs on otherwise."""
+    kind = AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 @contextlib.contextmanager

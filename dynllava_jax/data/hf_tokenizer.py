@@ -1,8 +1,9 @@
 """A Hugging Face `tokenizer.json`, through the `tokenizers` library."""
 
 import json
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from dynllava_jax.data.special_tokens import SpecialTokens
 from dynllava_jax.errors import InputError
@@ -17,7 +18,7 @@ class HfTokenizer:
         legacy: what follows a special token is tokenised as the beginning of a text is.
     """
 
-    def __init__(self, file: Path, special: SpecialTokens) -> None:
+    def __init__(self, file: epath.Path, special: SpecialTokens) -> None:
         try:
             import tokenizers
         except ImportError:

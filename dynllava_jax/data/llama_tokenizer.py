@@ -5,7 +5,8 @@ The conventions are those of transformers' slow `LlamaTokenizer`, which the offi
 """
 
 import re
-from pathlib import Path
+
+from etils import epath
 
 from dynllava_jax.data.special_tokens import AddedToken, SpecialTokens
 from dynllava_jax.errors import InputError
@@ -26,7 +27,7 @@ class LlamaTokenizer:
 
     strips_first_space = True
 
-    def __init__(self, file: Path, special: SpecialTokens) -> None:
+    def __init__(self, file: epath.Path, special: SpecialTokens) -> None:
         import sentencepiece
 
         self.legacy = special.legacy

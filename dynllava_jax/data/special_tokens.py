@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from dynllava_jax.errors import InputError
 
@@ -38,7 +39,7 @@ class SpecialTokens:
     add_bos: bool | None
 
     @staticmethod
-    def read(folder: Path) -> "SpecialTokens":
+    def read(folder: epath.Path) -> "SpecialTokens":
         config = _read_json(folder / "tokenizer_config.json")
         tokens = _read_json(folder / "special_tokens_map.json")
         added = {
@@ -67,7 +68,7 @@ class SpecialTokens:
         )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: epath.Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:

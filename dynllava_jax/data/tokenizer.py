@@ -4,7 +4,8 @@ import codecs
 import dataclasses
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
+
+from etils import epath
 
 from dynllava_jax.data.hf_tokenizer import HfTokenizer
 from dynllava_jax.data.llama_tokenizer import LlamaTokenizer
@@ -54,13 +55,13 @@ class Tokenizer:
     _special: frozenset[int]
 
     @staticmethod
-    def load(folder: str | Path) -> "Tokenizer":
+    def load(folder: epath.PathLike) -> "Tokenizer":
         """Reads `tokenizer.model` (sentencepiece, Llama's conventions), else `tokenizer.json`.
 
         Raises:
             InputError: neither is there, a file cannot be read, or there is no end-of-sequence token.
         """
-        folder = Path(folder)
+        folder = epath.Path(folder)
         special = SpecialTokens.read(folder)
         backend: Backend
         if (file := folder / "tokenizer.model").is_file():

@@ -13,6 +13,8 @@ from dynllava_jax.config.presets import demo
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.model.dynllava import DynamicLlava
 
+TOKENIZER = Path(__file__).parent / "tokenizer"
+
 _SHARPER = 4.0
 """Initial weights are so small that every score is a near tie; larger ones make the selection visible."""
 
@@ -28,4 +30,4 @@ def model(of: ModelConfig) -> DynamicLlava:
 
 
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(Path(__file__).parent / "tokenizer")
+    return Tokenizer.load(TOKENIZER)

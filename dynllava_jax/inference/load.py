@@ -82,7 +82,7 @@ def load(
     dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
-    check_fits(str(model), _parameter_bytes(config, dtype), used)
+    check_fits(str(model), parameter_bytes(config, dtype), used)
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
     if source is None:
         weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
@@ -158,6 +158,7 @@ def _native(stored: str, devices: Sequence[Any]) -> str:
     return "bfloat16" if stored == "float16" and devices[0].platform == "tpu" else stored
 
 
-def _parameter_bytes(config: ModelConfig, dtype: str) -> int:
+def parameter_bytes(config: ModelConfig, dtype: str) -> int:
+    """What a model's weights take."""
     sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config)))
     return sum(sizes) * jnp.dtype(dtype).itemsize

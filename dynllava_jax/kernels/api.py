@@ -12,14 +12,18 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels import xla
+from dynllava_jax.kernels import decode_tpu, decode_triton, xla
 
 Implementation = str | Sequence[str] | None
 """A name, names in order of preference, or None for the best of the platform that is compiled for."""
 
 _ATTENTION: Mapping[str, Callable[..., Array]] = {"xla": xla.attention}
 _POLICY: Mapping[str, Callable[..., Array]] = {"xla": xla.policy_attention}
-_CACHED: Mapping[str, Callable[..., Array]] = {"xla": xla.cached_attention}
+_CACHED: Mapping[str, Callable[..., Array]] = {
+    "xla": xla.cached_attention,
+    "triton": decode_triton.cached_attention,
+    "tpu": decode_tpu.cached_attention,
+}
 
 _BEST = ("xla",)
 """What None means. The same on every platform as long as there is one implementation."""

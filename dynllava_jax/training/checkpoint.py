@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -48,12 +47,12 @@ class TrainingCheckpoints:
 
     def __init__(
         self,
-        workdir: str | Path | epath.Path,
+        workdir: epath.PathLike,
         config: ModelConfig,
         *,
         keep: int = 2,
         keep_best: bool = True,
-        init: str | Path | None = None,
+        init: epath.PathLike | None = None,
         files: str | AnyPath | None = None,
         made: Collection[str] = (),
         lora: LoraConfig | None = None,

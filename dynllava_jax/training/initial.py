@@ -1,7 +1,6 @@
 """The values that a run begins with: those of a checkpoint, and made ones for what it lacks."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -44,7 +43,7 @@ def initial_values(
     if config.init.checkpoint is None or not stored:
         return Initial(new, made)
     read = load_parameters(
-        Path(config.init.checkpoint),
+        config.init.checkpoint,
         model,
         only=stored,
         sharding=lambda abstract: param_shardings(abstract, mesh, model),

@@ -1,0 +1,36 @@
+"""Trains the demo's tokenizer on its texts.
+
+    python tools/demo_tokenizer.py
+
+Writes dynllava_jax/demo/tokenizer; whoever changes the texts runs it again and takes the printed numbers over into the
+preset `demo` (vocab_size, round_ids).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import dynllava_jax.demo
+from dynllava_jax.data.prompt import round_ids
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.demo.dataset import Mixture, sample
+from dynllava_jax.testing import write_tokenizer
+
+FOLDER = Path(dynllava_jax.demo.__file__).parent / "tokenizer"
+VOCABULARY = 1024
+
+
+def texts() -> Iterable[str]:
+    template = get_template("vicuna_v1")
+    for index in range(3000):
+        yield template.render(sample(index, "train", Mixture(descriptions=0.5)).turns).replace("</s>", "\n")
+
+
+def main() -> None:
+    write_tokenizer(FOLDER, vocab_size=VOCABULARY, texts=(line for text in texts() for line in text.split("\n")))
+    tokenizer = Tokenizer.load(FOLDER)
+    print(f"vocab_size={tokenizer.vocab_size}, round_ids={round_ids(tokenizer, get_template('vicuna_v1'))}")
+
+
+if __name__ == "__main__":
+    main()
