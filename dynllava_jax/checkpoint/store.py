@@ -144,7 +144,7 @@ def package_versions() -> dict[str, str]:
 def is_checkpoint(path: AnyPath) -> bool:
     try:
         return json.loads((path / "config.json").read_text())["format"] == FORMAT and (path / "hashes.json").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -281,7 +281,7 @@ def _json_bytes(value: Any) -> bytes:
 def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object.")
