@@ -62,12 +62,13 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
             raise StoppedError
         return batch(step, *rest)  # pyright: ignore[reportArgumentType]
 
-    undisturbed = train(config, TRAINING, tmp_path / "undisturbed", nothing)
+    training = dataclasses.replace(TRAINING, whole_steps=0)
+    undisturbed = train(config, training, tmp_path / "undisturbed", nothing)
     with monkeypatch.context() as patched:
         patched.setattr(tower, "batch", stop_at_two)
         with pytest.raises(StoppedError):
-            train(config, TRAINING, tmp_path / "stopped", nothing)
-    resumed = train(config, TRAINING, tmp_path / "stopped", nothing)
+            train(config, training, tmp_path / "stopped", nothing)
+    resumed = train(config, training, tmp_path / "stopped", nothing)
     assert resumed.step == undisturbed.step == 3
     weights = tower_of(resumed)
     for path, value in tower_of(undisturbed).items():

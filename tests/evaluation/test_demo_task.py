@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +12,16 @@ from dynllava_jax.errors import InputError
 from dynllava_jax.evaluation.metrics import exact, ratio, share
 from dynllava_jax.evaluation.rows import answers
 from dynllava_jax.evaluation.tasks import questions
+from dynllava_jax.inference.assistant import Assistant
 
 
-class Echo:
+class Echo(Assistant):
     """Answers with the question, and counts."""
 
     def __init__(self) -> None:
         self.asked = 0
 
-    def generate_batch(self, requests: Any, *, dense: bool) -> list[Any]:
+    def generate_batch(self, requests: Any, *, dense: bool = False, use_cache: bool = True) -> list[Any]:
         self.asked += len(requests)
         return [type("Answer", (), {"text": request.question}) for request in requests]
 
@@ -54,8 +55,7 @@ def test_intervals_cover_what_they_should() -> None:
 
 def test_rows_are_kept_and_gone_on_with(tmp_path: Path) -> None:
     file, asked, echo = tmp_path / "rows" / "m.jsonl", questions(20), Echo()
-    assistant = cast(Any, echo)
-    texts = answers(assistant, asked, file)
+    texts = answers(echo, asked, file)
     assert texts == [question.text for question in asked]
     lines = file.read_text().splitlines()
     assert json.loads(lines[0]) == {
@@ -66,8 +66,8 @@ def test_rows_are_kept_and_gone_on_with(tmp_path: Path) -> None:
     }
     file.write_text("\n".join(lines[:7]) + "\n" + lines[7][:10])
     counts: list[int] = []
-    assert answers(assistant, asked, file, counts.append) == texts
+    assert answers(echo, asked, file, counts.append) == texts
     assert echo.asked == 20 + 13
     assert counts == [7, 13]
     with pytest.raises(InputError, match="not asked"):
-        answers(assistant, asked[:5], file)
+        answers(echo, asked[:5], file)
