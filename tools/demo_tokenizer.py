@@ -23,11 +23,14 @@ VOCABULARY = 1024
 def texts() -> Iterable[str]:
     template = get_template("vicuna_v1")
     for index in range(3000):
-        yield template.render(sample(index, "train", Mixture(descriptions=0.5)).turns).replace("</s>", "\n")
+        text = template.render(sample(index, "train", Mixture(descriptions=0.5)).turns)
+        # As Llama's, "USER" must be a piece behind an answer's end, and one token more behind a space: the label mask
+        # of multi-turn conversations counts on it (official `preprocess_v1`).
+        yield text.replace("</s>", ".").replace(" USER", ".USER")
 
 
 def main() -> None:
-    write_tokenizer(FOLDER, vocab_size=VOCABULARY, texts=(line for text in texts() for line in text.split("\n")))
+    write_tokenizer(FOLDER, vocab_size=VOCABULARY, texts=texts())
     tokenizer = Tokenizer.load(FOLDER)
     print(f"vocab_size={tokenizer.vocab_size}, round_ids={round_ids(tokenizer, get_template('vicuna_v1'))}")
 

@@ -74,6 +74,9 @@ def run_tower(args: argparse.Namespace) -> int:
     from dynllava_jax.demo.initial import write_initial
     from dynllava_jax.demo.tower import TowerTraining, tower_of, train
 
+    for name in ("steps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}.")
     training = TowerTraining(steps=args.steps, whole_steps=args.whole_steps, batch_size=args.batch_size)
     config, dst = demo(), args.workdir / "model"
     if dst.exists():

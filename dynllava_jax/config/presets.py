@@ -113,7 +113,7 @@ def demo() -> ModelConfig:
             image_predictor=TransformerPredictor(width=128, num_heads=4, mlp_width=256),
             text_predictor=MlpPredictor(width=128),
         ),
-        text_prep=TextPrep(round_ids=(276, 273, 1000)),
+        text_prep=TextPrep(round_ids=(279, 1001)),
     )
 
 

@@ -133,7 +133,9 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
     keys = jax.random.split(jax.random.key(training.seed + 1), len(HEADS))
     heads = {name: 0.02 * jax.random.normal(key, (width, HEADS[name])) for name, key in zip(HEADS, keys, strict=True)}
     params = {"tower": {name: param.get_value() for name, (_, param) in paths.items()}, "heads": heads}
-    schedule = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, 100, training.steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, training.learning_rate, min(100, training.steps // 10), training.steps
+    )
     rule = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=training.weight_decay)
     )

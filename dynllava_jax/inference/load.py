@@ -74,8 +74,9 @@ def load(
         jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     devices = _devices(device)
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
-    random_weights = str(model) == "demo"
-    path = as_path(model)
+    embedded_one = str(model) == "demo"
+    random_weights = embedded_one and not embedded.trained()
+    path = as_path(embedded.CHECKPOINT if embedded_one else model)
     source = None if random_weights else open_source(_existing(path))
     config = embedded.config() if source is None else _without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector)
@@ -100,6 +101,7 @@ def load(
         dtype=dtype,
         attention=attention,
         random_weights=random_weights,
+        scenes_only=embedded_one and not random_weights,
     )
     _log.info("%s: at most %d programs for any stream of requests", model, assistant.programs)
     return assistant
