@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from dynllava_jax.errors import InputError
 
@@ -108,11 +108,20 @@ def compile_ahead(
         options.setdefault("out_shardings", Format(Layout.AUTO))
     jitted = jax.jit(function, in_shardings=shardings, **options)
     # A described GPU calls itself "gpu", the name of any maker's; the lowering must know whose.
-    kind = next(iter(jax.tree.leaves(args)[0].sharding.device_set)).platform
-    platform = "cuda" if kind == "gpu" else kind
-    lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
+    device = next(iter(jax.tree.leaves(args)[0].sharding.device_set))
+    platform = "cuda" if device.platform == "gpu" else device.platform
+    with described(device):
+        lowered = jitted.trace(*args).lower(lowering_platforms=(platform,))
     with _never_cached():
         return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
+
+
+@contextlib.contextmanager
+def described(device: Any) -> Iterator[None]:
+    """What is traced and lowered inside is for such a device, where no mesh says otherwise (see `kernels.target`)."""
+    abstract = AbstractDevice(device.device_kind, getattr(device, "core_count", None), device.platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=abstract)):
+        yield
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

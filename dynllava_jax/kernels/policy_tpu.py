@@ -151,9 +151,7 @@ class _Mosaic:
             kernel,
             grid=(batch, heads, tiles, tiles),
             scratch_shapes=[pltpu.VMEM(shape, dtype or jnp.float32) for shape, dtype in scratch],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
             interpret=self.interpret,
             **options,
         )
