@@ -17,7 +17,7 @@ MAY_USE = {
     "data": {"config"},
     "sharding": {"config", "nn"},
     "checkpoint": {"config", "nn", "model"},
-    "demo": {"config", "data", "model"},
+    "demo": {"config", "data", "checkpoint", "model"},
     "inference": {"config", "nn", "kernels", "sparsify", "model", "data", "sharding", "checkpoint", "demo"},
     "convert": {"config", "data", "checkpoint", "model"},
     "verify": {
@@ -29,6 +29,12 @@ MAY_USE = {
         *("config", "nn", "kernels", "sparsify", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis"),
     },
+    "planning": {"config", "model", "sharding", "kernels", "checkpoint", "nn", "inference", "analysis", "training"},
+    "benchmark": {
+        *("config", "nn", "kernels", "model", "data", "sharding"),
+        *("checkpoint", "inference", "analysis", "training"),
+    },
+    "evaluation": {"config", "data", "demo", "inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -41,6 +47,9 @@ MAY_USE = {
         "verify",
         "analysis",
         "training",
+        "planning",
+        "benchmark",
+        "evaluation",
     },
 }
 

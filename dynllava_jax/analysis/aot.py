@@ -22,13 +22,17 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 from dynllava_jax.errors import InputError
 
 _TPUS = ("v4", "v5e", "v5p", "v6e")
-_GPUS = {"a100": "a100_80gb", "h100": "h100_80gb"}
+_GPUS = {"a100": "a100_80gb", "a100-40": "a100_40gb", "h100": "h100_80gb", "h200": "h200"}
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # else libtpu asks the network what machine it is on
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process, such as a test worker, fails on a lock file
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # these two only silence warnings; the topology overrides them
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
+
+TOWER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+"""By platform, for programs with the tower: without a GPU to tune on, XLA takes one block size for all of its own
+matrix products, and fails where that one does not fit (577 tokens). cuBLAS needs as much memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ def topology(name: str) -> list[Any]:
 
     Args:
         name: `v4`, `v5e`, `v5p` or `v6e` with the shape of the slice in chips (`v5e:2x2`, `v5p:2x2x1`), or `a100`,
-            `h100` (80 GB) with hosts x GPUs per host (`a100:1x8`). A v4 chip counts as two devices, one per core.
+            `h100` (80 GB), `a100-40`, `h200` with hosts x GPUs per host (`a100:1x8`). A v4 chip counts as two devices,
+            one per core.
 
     Raises:
         InputError: an unknown name or shape, or the compiler is not installed.
@@ -116,12 +121,10 @@ def compile_ahead(
         return lowered.compile(compiler_options=None if compiler_options is None else dict(compiler_options))
 
 
-@contextlib.contextmanager
-def described(device: Any) -> Iterator[None]:
-    """What is traced and lowered inside is for such a device, where no mesh says otherwise (see `kernels.target`)."""
-    abstract = AbstractDevice(device.device_kind, getattr(device, "core_count", None), device.platform)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=abstract)):
-        yield
+def described(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Inside, functions are traced and kernels lowered for this device, not for the machine that one sits at."""
+    kind = AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dynllava_jax.analysis.aot import compile_ahead, memory, place, topology
+from dynllava_jax.analysis.aot import compile_ahead, described, memory, place, topology
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
@@ -22,13 +22,20 @@ from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.cache import AXES
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.layouts import placement
+from dynllava_jax.kernels import api
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, replicated
 
 
 def compile_segment(
-    config: ModelConfig, shape: Shape, where: Any, *, dtype: str = "bfloat16", grown: int = 0
+    config: ModelConfig,
+    shape: Shape,
+    where: Any,
+    *,
+    dtype: str = "bfloat16",
+    grown: int = 0,
+    attention: api.Implementation = None,
 ) -> jax.stages.Compiled:
     """Compiles what `Engine.advance` runs; its memory is `aot.memory` of the result.
 
@@ -38,13 +45,16 @@ def compile_segment(
         where: a device or a mesh (see `aot.topology` and `sharding.mesh.make_mesh`).
         dtype: of weights, cache and computation.
         grown: how often the deep cache has grown.
+        attention: implementation of attention, see `kernels.api`.
     """
     mesh = where if isinstance(where, Mesh) else None
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), abstract_model(config))
     model = place(model, placement(model, where, config))
-    engine = Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=(config.text_prep.eos_id,))
+    stop_ids = (config.text_prep.eos_id,)
+    engine = Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=stop_ids, attention=attention)
     limit = jax.ShapeDtypeStruct((), np.int32)
-    with constraints(None if mesh is None else activation_constraint(mesh)):
+    device = where if mesh is None else mesh.devices.flat[0]
+    with constraints(None if mesh is None else activation_constraint(mesh)), described(device):
         body, params, state = engine.segment_program(shape, config.sparsity, grown)
         state = place(state, where if mesh is None else jax.tree.map(lambda x: _sharding(x, mesh), state))
         limit = place(limit, where if mesh is None else replicated(mesh))
@@ -64,13 +74,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--grown", type=int, default=0, help="how often the deep cache has grown")
+    parser.add_argument("--attention", action="append", metavar="NAME", help="implementation; the first that serves")
     args = parser.parse_args()
     config = dynamic_llava_7b()
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=args.layers))
     devices = topology(args.topology)
     where = make_mesh(args.mesh, devices) if args.mesh else devices[0]
     shape = Shape(args.rows, images=1, length=768, deep_length=256, answer=2048)
-    needs = memory(compile_segment(config, shape, where, grown=args.grown))
+    needs = memory(compile_segment(config, shape, where, grown=args.grown, attention=args.attention))
     share = needs.temporaries / needs.arguments
     print(f"weights + cache {needs.arguments / 2**20:.0f}, temporaries {needs.temporaries / 2**20:.0f} ({share:.1%})")
 

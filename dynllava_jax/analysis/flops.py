@@ -39,6 +39,10 @@ unless the name says otherwise); their larger figures are those for sparse matri
 """
 
 
+Tokens = int | float
+"""A count; a share of an answer need not be whole."""
+
+
 def peak_flops(device_kind: str) -> float | None:
     """bfloat16 FLOP/s of a device that calls itself so; None when it is not known."""
     return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), None)
@@ -130,7 +134,7 @@ def projector(model: ModelConfig) -> Cost:
             return Cost()
 
 
-def decoder_layer(decoder: DecoderConfig, length: int) -> Cost:
+def decoder_layer(decoder: DecoderConfig, length: Tokens) -> Cost:
     """One row through one layer."""
     width, heads = decoder.hidden_size, decoder.num_heads * decoder.head_dim
     shared = decoder.num_kv_heads * decoder.head_dim

@@ -22,6 +22,8 @@ SELECTORS = ("tower_selector/", "embed_selector/", "image_predictor/", "output_p
 
 REST = "rest"
 
+_LARGE = {"decoder/embedding": "embedding", "decoder/head/": "head", "vision/": "vision"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -57,9 +59,13 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def item_of(leaf: str) -> str:
-    """The Orbax pytree that holds a leaf: one per decoder layer, one for the rest."""
-    match = re.match(r"decoder/layers/(\d+)/", leaf)
-    return f"decoder_{int(match[1]):03d}" if match else REST
+    """The Orbax pytree that holds a leaf: one per decoder layer, one for each other large part, one for the rest.
+
+    Readers find a leaf wherever hashes.json has it, so that older checkpoints may be cut otherwise.
+    """
+    if match := re.match(r"decoder/layers/(\d+)/", leaf):
+        return f"decoder_{int(match[1]):03d}"
+    return next((item for prefix, item in _LARGE.items() if leaf.startswith(prefix)), REST)
 
 
 def is_selector(leaf: str) -> bool:

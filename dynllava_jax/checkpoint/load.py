@@ -1,13 +1,13 @@
 """A checkpoint as a model: every leaf goes straight into its sharding and is stacked on the device."""
 
 import functools
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.experimental.layout import Format
 
@@ -24,7 +24,7 @@ Shardings = dict[str, jax.sharding.Sharding | Format]
 
 
 def load(
-    path: epath.PathLike,
+    path: str | os.PathLike,
     config: ModelConfig | None = None,
     *,
     dtype: Any = None,
@@ -37,7 +37,7 @@ def load(
 
 
 def load_parameters(
-    path: epath.PathLike,
+    path: str | os.PathLike,
     config: ModelConfig,
     *,
     only: Collection[str] | None = None,
@@ -65,7 +65,7 @@ def load_parameters(
             shape (all in one message).
     """
     source = open_source(path)
-    missing = check_complete(path, targets(config), source.shapes, fresh=fresh)
+    missing = check_complete(str(path), targets(config), source.shapes, fresh=fresh)
     wanted = [target for target in targets(config) if only is None or target.path in only]
     missing = [target for target in missing if target in wanted]
     slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in source.shapes}
@@ -92,7 +92,7 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
 
 
 def check_complete(
-    path: epath.PathLike, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], *, fresh: bool = False
+    path: str | os.PathLike, wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]], *, fresh: bool = False
 ) -> list[Target]:
     """Compares the shapes of the leaves in a checkpoint with those of a model.
 

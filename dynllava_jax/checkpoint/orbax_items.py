@@ -13,25 +13,26 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.errors import InputError
 
 
-def save(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
+def save(path: AnyPath, leaves: Mapping[str, np.ndarray]) -> None:
     """Raises InputError for an array without elements, which Orbax cannot keep."""
     for name, leaf in leaves.items():
         if leaf.size == 0:
             raise InputError(f"{name} has shape {list(leaf.shape)}: a tensor without elements cannot be stored.")
     with _context():
-        ocp.save(str(path.absolute()), dict(leaves))
+        ocp.save(_text(path), dict(leaves))
 
 
-def load(path: epath.Path, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def load(path: AnyPath, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Reads the leaves of which `recorded` gives shape and dtype.
 
     Raises:
         InputError: the folder is missing or too damaged for Orbax to read.
     """
-    loaded = _reading(path, lambda: ocp.load(str(path.absolute()), _on_host(recorded)))
+    loaded = _reading(path, lambda: ocp.load(_text(path), _on_host(recorded)))
     return {str(name): np.asarray(leaf) for name, leaf in loaded.items()}
 
 
@@ -68,6 +69,10 @@ def load_some(path: epath.Path, item: str, recorded: Mapping[str, Mapping[str, A
     """
     leaves = _load_item(path, item, _on_host(recorded), partial=True)
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def _text(path: AnyPath) -> str:
+    return str(path.absolute()) if isinstance(path, Path) else str(path)
 
 
 def _load_item(path: epath.Path, item: str, like: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:

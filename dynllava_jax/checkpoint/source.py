@@ -1,6 +1,7 @@
 """A checkpoint of either kind, as the leaves that a model checkpoint holds; adapters are merged into their kernels."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import adapters, checksums, hashes, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import Target, targets
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
@@ -28,7 +30,7 @@ class Source:
         facts: what conversion noted, such as `fresh` (predictors without trained weights).
         files: folder with the tokenizer and the source's own JSON files.
         content_hash: changes when a leaf changes.
-        shapes: of all leaves.
+        shapes, dtypes: of all leaves.
         read: yields these leaves, checked, a part of the model at a time; others may be among them.
         carried: reads what the model does not use and export writes back, see `store`.
     """
@@ -36,14 +38,15 @@ class Source:
     config: ModelConfig
     dtype: str
     facts: Mapping[str, Any]
-    files: epath.Path
+    files: AnyPath
     content_hash: str
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
     read: Callable[[Collection[str]], Iterator[dict[str, np.ndarray]]]
     carried: Callable[[], dict[str, np.ndarray]]
 
 
-def open_source(path: epath.PathLike) -> Source:
+def open_source(path: str | os.PathLike) -> Source:
     """Opens a model checkpoint or a training checkpoint, which is a step folder, or a work folder and means its newest.
 
     Raises:
@@ -56,16 +59,13 @@ def open_source(path: epath.PathLike) -> Source:
         raise InputError(
             f"{folder} is a work folder in which no checkpoint is whole yet; let the training go on first."
         )
-    return _model(folder)
+    return _model(as_path(path))
 
 
-def _model(path: epath.Path) -> Source:
+def _model(path: AnyPath) -> Source:
     info = store.read_info(path)
-    shapes = {
-        leaf: tuple(entry["shape"])
-        for item, leaves in info.items.items()
-        if item != store.CARRIED
-        for leaf, entry in leaves.items()
+    stored = {
+        leaf: entry for item, leaves in info.items.items() if item != store.CARRIED for leaf, entry in leaves.items()
     }
 
     def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -77,7 +77,8 @@ def _model(path: epath.Path) -> Source:
         facts=info.facts,
         files=path / store.FILES,
         content_hash=info.content_hash,
-        shapes=shapes,
+        shapes={leaf: tuple(entry["shape"]) for leaf, entry in stored.items()},
+        dtypes={leaf: entry["dtype"] for leaf, entry in stored.items()},
         read=read,
         carried=lambda: store.read_carried(path, info),
     )
@@ -131,19 +132,24 @@ def _training(path: epath.Path) -> Source:
                 for leaf, array in leaves.items()
             }
 
-    inherited = {} if init is None else {leaf: init.shapes[leaf] for leaf in absent if leaf in init.shapes}
-    dtypes = {entry["dtype"] for _, entry in everything.values()} | ({init.dtype} if init is not None else set())
+    inherited = [] if init is None else [leaf for leaf in absent if leaf in init.shapes]
+    dtypes = {leaf: entry["dtype"] for name, (_, entry) in stored.items() for leaf in filled[name].leaves}
+    dtypes |= {leaf: "float32" for kernel in pairs for leaf in by_path[kernel].leaves}  # merged
+    if init is not None:
+        own |= {leaf: init.shapes[leaf] for leaf in inherited}
+        dtypes |= {leaf: init.dtypes[leaf] for leaf in inherited}
     # Predictors that conversion had to make up are no longer untrained once they were trained.
     learned = {name.partition("/")[0] for name, (item, _) in stored.items() if item == trained.PARAMS}
     fresh = [name for name in info.facts.get("fresh", ()) if name not in learned]
     content = {name: entry["checksum"] for name, (_, entry) in sorted(everything.items())}
     return Source(
         config=info.config,
-        dtype=max(dtypes, key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
+        dtype=max(dtypes.values(), key=lambda dtype: (np.dtype(dtype).itemsize, dtype)),
         facts={**info.facts, "fresh": fresh},
-        files=trained.work_folder(path) / trained.FILES,
+        files=as_path(trained.work_folder(path) / trained.FILES),
         content_hash=hashes.hash_bytes(repr((content, info.init, info.lora)).encode()),
-        shapes=own | inherited,
+        shapes=own,
+        dtypes=dtypes,
         read=read,
         carried=dict if init is None else init.carried,
     )
@@ -170,7 +176,7 @@ def _init(path: epath.Path, info: trained.Info, absent: Collection[str]) -> Sour
             f"{path} holds the trained parameters only; the frozen ones ({parts}) come from {info.init['path']}, which "
             f"is not there: put it back, or link it as {link}."
         )
-    source = open_source(places[0])
+    source = open_source(str(places[0]))
     if source.content_hash != info.init["content_hash"]:
         raise InputError(
             f"{places[0]} is not the checkpoint that {path} was trained from: its content differs; put the original "

@@ -2,7 +2,7 @@
 
     DST/config.json   our config, format version, package versions, facts about the source; written last
         hashes.json   a hash per leaf and per file
-        decoder_000/ … one Orbax pytree per decoder layer, rest/ (everything else), all uncompressed
+        decoder_000/ … one Orbax pytree per decoder layer; embedding/, head/, vision/, rest/; all uncompressed
         carried/      tensors of the source that the model does not use; never loaded, written back on export
         files/        tokenizer and the source's own JSON files, byte for byte
 
@@ -14,26 +14,26 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from dynllava_jax.checkpoint import hashes, orbax_items
+from dynllava_jax.checkpoint import hashes, orbax_items, versions
 from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, is_remote, remove_tree
+from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
 FORMAT = "dynllava_jax model checkpoint"
-FORMAT_VERSION = 1
 CARRIED = "carried"
 FILES = "files"
+
+Leaf = np.ndarray | Callable[[], np.ndarray]
 
 _PACKAGES = ("dynllava_jax", "jax", "flax", "orbax-checkpoint", "numpy")
 
@@ -68,175 +68,220 @@ class Info:
 
 
 def write(
-    dst: Path,
+    dst: AnyPath,
     config: ModelConfig,
-    leaves: Iterable[tuple[str, np.ndarray]],
+    leaves: Iterable[tuple[str, Leaf]],
     *,
-    carried: Iterable[tuple[str, np.ndarray]] = (),
+    carried: Iterable[tuple[str, Leaf]] = (),
     extras: Extras = Extras(),
     progress: Callable[[int], None] = lambda nbytes: None,
+    identity: str = "",
 ) -> None:
     """Writes a checkpoint, holding one item (a decoder layer, or the rest) in memory at a time.
 
     Args:
         dst: a folder that does not exist yet, or is empty.
         config: the model that the leaves fill.
-        leaves: (path, array), the leaves of one item one after the other.
-        carried: (source's name, array).
+        leaves: (path, array or function that makes it), the leaves of one item one after the other.
+        carried: (source's name, array or function).
         extras: files and facts to keep.
-        progress: is told the bytes of each finished item.
+        progress: is told the bytes of each finished item, also of one that was there already.
+        identity: what is being written. Finished items that a killed process left of the same are kept, and their
+            functions not called; "": nothing is kept.
 
     Raises:
         InputError: `dst` is taken, or the disk refuses it. Whatever fails leaves no trace on disk.
     """
     check_free(dst)
-    partial = dst.with_name(dst.name + ".tmp")
+    # A bucket has no renaming: there, a checkpoint is whole when its config.json, written last, is there.
+    partial = dst if is_remote(dst) else dst.with_name(dst.name + ".tmp")
     if partial.exists() and not (partial / "hashes.json").exists() and any(partial.iterdir()):
         raise InputError(f"{partial} is in the way and is no unfinished checkpoint; remove it.")
-    shutil.rmtree(partial, ignore_errors=True)
+    finished = _finished(partial, identity)
     try:
-        partial.mkdir(parents=True)
-        _write_into(partial, config, leaves, carried, extras, progress)
-        if dst.exists():
-            dst.rmdir()
-        partial.rename(dst)
+        _clear(partial, finished)
+        partial.mkdir(parents=True, exist_ok=True)
+        _write_into(partial, config, leaves, carried, extras, progress, identity, finished)
+        if partial != dst:
+            if dst.exists():
+                dst.rmdir()
+            partial.rename(dst)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
         if isinstance(error, OSError):
             raise InputError(f"{dst} cannot be written: {error.strerror or error}.") from error
         raise
 
 
-def check_free(dst: Path) -> None:
+def _finished(partial: AnyPath, identity: str) -> dict[str, Any]:
+    """The items of an unfinished checkpoint that are those of `identity`, as hashes.json has them."""
+    try:
+        listing = json.loads((partial / "hashes.json").read_text())
+        return listing["items"] if identity and listing["identity"] == identity else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _clear(partial: AnyPath, finished: Mapping[str, Any]) -> None:
+    """Removes all but finished items."""
+    for path in partial.iterdir() if partial.is_dir() else ():
+        if path.name not in finished and path.name != "hashes.json":
+            remove_tree(path) if path.is_dir() else path.unlink()
+
+
+def check_free(dst: AnyPath) -> None:
     """Raises InputError when `dst` cannot become a checkpoint."""
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+    unfinished = is_remote(dst) and (dst / "hashes.json").exists() and not (dst / "config.json").exists()
+    if not unfinished and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of the packages that a checkpoint depends on."""
     return {name: _version(name) for name in _PACKAGES}
 
 
-def is_checkpoint(path: epath.Path | Path) -> bool:
+def is_checkpoint(path: AnyPath) -> bool:
     try:
         return json.loads((path / "config.json").read_text())["format"] == FORMAT and (path / "hashes.json").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def read_info(path: epath.PathLike) -> Info:
+def read_info(path: AnyPath) -> Info:
     """Raises InputError for a path that is no checkpoint, a newer format, or a damaged file."""
-    path = epath.Path(path)
+    path = as_path(path)
     if not is_checkpoint(path):
         raise InputError(_no_checkpoint(path))
     recorded = _read_json(path / "hashes.json")
     for name, digest in recorded.get("files", {}).items():
         if not (path / name).is_file() or hashes.hash_bytes((path / name).read_bytes()) != digest:
             raise InputError(f"{path / name} is missing or was changed since the checkpoint was written.")
-    written = _read_json(path / "config.json")
-    if written.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format_version {written.get('format_version')}; this dynllava_jax reads {FORMAT_VERSION}. "
-            "Install the version that wrote it, or convert again."
-        )
+    written = versions.migrated(_read_json(path / "config.json"), str(path), versions.MODEL_VERSION, versions.MODEL)
     config = from_json(ModelConfig, written["model"], f"{path / 'config.json'}: model")
     items = recorded["items"]
     return Info(config, written["dtype"], written["versions"], written["facts"], items, hashes.content_hash(items))
 
 
-def read_config(path: epath.PathLike) -> ModelConfig:
+def read_config(path: AnyPath) -> ModelConfig:
     """Raises InputError as `read_info` does."""
     return read_info(path).config
 
 
-def read_file(path: epath.PathLike, name: str) -> bytes | None:
+def read_file(path: AnyPath, name: str) -> bytes | None:
     """A tokenizer or source file that travels with the checkpoint."""
-    file = epath.Path(path) / FILES / name
+    file = as_path(path) / FILES / name
     return file.read_bytes() if file.is_file() else None
 
 
-def read_items(
-    path: epath.PathLike, info: Info, wanted: Collection[str] | None = None
-) -> Iterator[dict[str, np.ndarray]]:
+def read_items(path: AnyPath, info: Info, wanted: Collection[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """The leaves, item by item, each checked against its hash; only items that hold one of `wanted`, if given."""
     for item, recorded in info.items.items():
         if item != CARRIED and (wanted is None or not recorded.keys().isdisjoint(wanted)):
             yield _read_item(path, item, recorded)
 
 
-def read_carried(path: epath.PathLike, info: Info) -> dict[str, np.ndarray]:
+def read_carried(path: AnyPath, info: Info) -> dict[str, np.ndarray]:
     """The source's tensors that the model does not use, by the source's names."""
     return _read_item(path, CARRIED, info.items[CARRIED]) if CARRIED in info.items else {}
 
 
-def _read_item(path: epath.PathLike, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    folder = epath.Path(path) / item
-    leaves = orbax_items.load(folder, recorded)
-    hashes.check(leaves, recorded, str(folder))
+def _read_item(path: AnyPath, item: str, recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    leaves = orbax_items.load(as_path(path) / item, recorded)
+    hashes.check(leaves, recorded, str(as_path(path) / item))
     return leaves
 
 
 def _write_into(
-    folder: Path,
+    folder: AnyPath,
     config: ModelConfig,
-    leaves: Iterable[tuple[str, np.ndarray]],
-    carried: Iterable[tuple[str, np.ndarray]],
+    leaves: Iterable[tuple[str, Leaf]],
+    carried: Iterable[tuple[str, Leaf]],
     extras: Extras,
     progress: Callable[[int], None],
+    identity: str,
+    finished: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> None:
-    items: dict[str, dict[str, dict[str, Any]]] = {}
+    items: dict[str, Mapping[str, Mapping[str, Any]]] = dict(finished)
     files: dict[str, str] = {}
-    listing = {"algorithm": hashes.ALGORITHM, "items": items, "files": files}
+    listing = {"algorithm": hashes.ALGORITHM, "identity": identity, "items": items, "files": files}
     _write_json(folder / "hashes.json", listing)
-    grouped = itertools.groupby(leaves, key=lambda leaf: item_of(leaf[0]))
-    for item, group in itertools.chain(grouped, ((CARRIED, carried),)):
-        content = {name: np.asarray(leaf, order="C") for name, leaf in group}
-        if item in items:
-            raise ValueError(f"the leaves of {item} do not come one after the other")
-        if not content:
+    for item, content in ahead(_items(leaves, carried, finished)):
+        if content is None:
+            progress(sum(_nbytes(entry) for entry in finished[item].values()))
             continue
         with ThreadPoolExecutor(1) as pool:  # writing waits for the disk while hashing computes
             described = pool.submit(hashes.describe, content)
             orbax_items.save(folder / item, content)
             items[item] = described.result()
         progress(sum(leaf.nbytes for leaf in content.values()))
-        # Rewritten after each item: the list of finished ones is what a resumed conversion would read.
+        # Rewritten after each item: the list of finished ones is what a resumed conversion reads.
         _write_json(folder / "hashes.json", listing)
+        del content
     for name, data in extras.files.items():
         _put(folder, f"{FILES}/{name}", data, files)
     dtypes = {np.dtype(leaf["dtype"]) for item, found in items.items() if item != CARRIED for leaf in found.values()}
     config_json = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": versions.MODEL_VERSION,
         "dtype": max(dtypes, key=lambda dtype: dtype.itemsize).name,
-        "versions": versions(),
+        "versions": package_versions(),
         "facts": dict(extras.facts),
         "model": to_json(config),
     }
-    _put(folder, "config.json", _json_bytes(config_json), files)
+    data = _json_bytes(config_json)
+    files["config.json"] = hashes.hash_bytes(data)
     _write_json(folder / "hashes.json", listing)
+    (folder / "config.json").write_bytes(data)
 
 
-def _put(folder: Path, name: str, data: bytes, files: dict[str, str]) -> None:
+def _items(
+    leaves: Iterable[tuple[str, Leaf]],
+    carried: Iterable[tuple[str, Leaf]],
+    finished: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, dict[str, np.ndarray] | None]]:
+    """The items' arrays, made when asked for; None for a finished one."""
+    seen: set[str] = set()
+    grouped = itertools.groupby(leaves, key=lambda leaf: item_of(leaf[0]))
+    for item, group in itertools.chain(grouped, ((CARRIED, carried),)):
+        if item in seen:
+            raise ValueError(f"the leaves of {item} do not come one after the other")
+        seen.add(item)
+        made = dict(group)
+        if item in finished and finished[item].keys() == made.keys():
+            yield item, None
+        elif made:
+            with ThreadPoolExecutor(2) as pool:  # transposing is arithmetic of one core
+                arrays = pool.map(lambda leaf: np.asarray(leaf() if callable(leaf) else leaf, order="C"), made.values())
+                yield item, dict(zip(made, arrays, strict=True))
+
+
+def _put(folder: AnyPath, name: str, data: bytes, files: dict[str, str]) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     files[name] = hashes.hash_bytes(data)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_bytes(_json_bytes(value))
+def _nbytes(entry: Mapping[str, Any]) -> int:
+    return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+
+
+def _write_json(path: AnyPath, value: Any) -> None:
+    """Never leaves half a file under the name, whenever it is killed."""
+    partial = path.with_name(path.name + ".new")
+    partial.write_bytes(_json_bytes(value))
+    partial.replace(path)
 
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object.")
@@ -250,7 +295,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _no_checkpoint(path: epath.Path) -> str:
+def _no_checkpoint(path: AnyPath) -> str:
     quoted = shlex.quote(str(path))
     if path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin"))):
         dst = shlex.quote(f"{path.resolve().name}-jax")

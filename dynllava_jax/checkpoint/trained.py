@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from dynllava_jax.checkpoint import hashes
+from dynllava_jax.checkpoint import hashes, versions
 from dynllava_jax.checkpoint.checksums import ALGORITHM
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
@@ -31,7 +31,6 @@ from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.errors import InputError
 
 FORMAT = "dynllava_jax training checkpoint"
-FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
 FILES = "files"
 INIT = "init"
@@ -116,7 +115,7 @@ def seal(path: epath.Path, info: Info) -> None:
     """Makes what Orbax has written a whole checkpoint."""
     document = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": versions.TRAINING_VERSION,
         **{name: getattr(info, name) for name in _PLAIN},
         "model": to_json(info.config),
         "lora": None if info.lora is None else to_json(info.lora),
@@ -146,10 +145,10 @@ def read_info(path: epath.Path, items: Iterable[str] = (PARAMS, STATE, FROZEN)) 
     for name, digest in content["run_files"].items():
         _check_file(work_folder(path) / FILES / name, digest)
     document = _read_json(path / _CONFIG)
-    if document.get("format_version") != FORMAT_VERSION or content["algorithm"] != ALGORITHM:
+    document = versions.migrated(document, str(path), versions.TRAINING_VERSION, versions.TRAINING)
+    if content["algorithm"] != ALGORITHM:
         raise InputError(
-            f"{path} has format_version {document.get('format_version')}; this dynllava_jax reads {FORMAT_VERSION}: "
-            "install the version that wrote it."
+            f"{path} has checksums of the kind {content['algorithm']!r}; install the version that wrote it."
         )
     config = from_json(ModelConfig, document["model"], f"{path / _CONFIG}: model")
     lora = document.get("lora")

@@ -7,17 +7,19 @@ from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.cli.progress import Progress
-from dynllava_jax.convert import from_torch, merge
+from dynllava_jax.config.presets import get_preset
+from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `convert from-torch` and `convert merge`; the parsed namespace's `run` does the work."""
+    """Adds `convert from-torch`, `to-torch`, `merge` and `make-random`; the parsed namespace's `run` does the work."""
     parser = subparsers.add_parser("convert", help="bring PyTorch weights in, or make a model of a training run")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("from-torch", help="a PyTorch LLaVA or Dynamic-LLaVA folder becomes a model checkpoint")
-    command.add_argument("src", type=Path, metavar="SRC", help="folder with config.json and .safetensors or .bin files")
-    command.add_argument("dst", type=Path, metavar="DST", help="where the checkpoint goes; must not exist yet")
-    command.add_argument("--vision-tower", type=Path, metavar="DIR", help="CLIP folder, where SRC lacks its tower")
+    command.add_argument("src", metavar="SRC", help="folder (or gs://) with config.json and weights, or a hub name")
+    command.add_argument("dst", metavar="DST", help="where the checkpoint goes (or gs://); must not exist yet")
+    command.add_argument("--base", metavar="DIR", help="what LoRA adapters or a projector alone in SRC belong to")
+    command.add_argument("--vision-tower", metavar="DIR", help="CLIP folder or hub name, where SRC lacks its tower")
     command.add_argument(
         "--prefer-tower", choices=("given", "inside"), help="which to take when --vision-tower and SRC's own differ"
     )
@@ -29,12 +31,36 @@ def add_parser(subparsers: Any) -> None:
     add_json(command)
     command.set_defaults(run=run_from_torch)
 
+    command = kinds.add_parser("to-torch", help="a model checkpoint or a training run becomes a PyTorch folder")
+    command.add_argument("src", metavar="SRC", help="a model checkpoint, a work folder, or WORKDIR/checkpoints/N")
+    command.add_argument("dst", metavar="DST", help="where the folder goes (or gs://); must not exist yet")
+    command.add_argument(
+        "--layout",
+        choices=export_plan.FAMILIES,
+        required=True,
+        help="official: LLaVA's and Dynamic-LLaVA's own code; hf: transformers' LlavaForConditionalGeneration, dense",
+    )
+    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
+    command.add_argument("--without-predictors", action="store_true", help="write the dense model only")
+    add_json(command)
+    command.set_defaults(run=run_to_torch)
+
     command = kinds.add_parser("merge", help="a training run becomes a model checkpoint, LoRA adapters merged")
     command.add_argument("src", metavar="WORKDIR", help="work folder (its newest checkpoint), or WORKDIR/checkpoints/N")
     command.add_argument("dst", type=Path, metavar="DST", help="where the checkpoint goes; must not exist yet")
     command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored, float32 for what was trained")
     add_json(command)
     command.set_defaults(run=run_merge)
+
+    command = kinds.add_parser("make-random", help="a PyTorch folder of a preset's shapes with random weights")
+    command.add_argument("dst", type=Path, metavar="DST", help="where the folder goes; must not exist yet")
+    command.add_argument("--preset", required=True, metavar="NAME", help="such as llava_1_5_7b or tiny")
+    command.add_argument("--layout", choices=export_plan.FAMILIES, default="official", help="see to-torch (official)")
+    command.add_argument("--dtype", choices=from_torch.DTYPES, default="float16", help="of all weights (float16)")
+    command.add_argument("--seed", type=int, default=0, metavar="S")
+    command.add_argument("--layers", type=int, metavar="N", help="only so many decoder layers (default: the preset's)")
+    add_json(command)
+    command.set_defaults(run=run_make_random)
 
 
 def run_from_torch(args: argparse.Namespace) -> int:
@@ -48,10 +74,46 @@ def run_from_torch(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             template=args.conv_template,
             predictors=not args.no_predictors,
+            base=args.base,
             on_start=progress.start,
             on_item=progress.advance,
         )
     _tell(args, report, _from_torch_text(report))
+    return 0
+
+
+def run_to_torch(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    with Progress("exporting", "B", scaled=True) as progress:
+        report = to_torch.export(
+            args.src,
+            args.dst,
+            layout=args.layout,
+            dtype=args.dtype,
+            without_predictors=args.without_predictors,
+            on_start=progress.start,
+            on_tensor=progress.advance,
+        )
+    _tell(args, report, _to_torch_text(report))
+    return 0
+
+
+def run_make_random(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    config = get_preset(args.preset)
+    if args.layers is not None:
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=args.layers))
+    with Progress("writing", "B", scaled=True) as progress:
+        report = random_weights.make_random(
+            config,
+            args.dst,
+            layout=args.layout,
+            dtype=args.dtype,
+            seed=args.seed,
+            on_start=progress.start,
+            on_tensor=progress.advance,
+        )
+    _tell(args, report, f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s of random weights")
     return 0
 
 
@@ -76,6 +138,15 @@ def _from_torch_text(report: from_torch.Report) -> str:
         f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s from a checkpoint of the "
         f"{report.layout} layout",
         f"  {report.tensors} tensors used, {report.carried} carried for export, {report.dropped} left out ({dtypes})",
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    return "\n".join(lines)
+
+
+def _to_torch_text(report: to_torch.Report) -> str:
+    lines = [
+        f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s in the {report.layout} layout",
+        f"  {report.tensors} tensors written, {report.left_out} left out",
         *(f"  note: {note}" for note in report.notes),
     ]
     return "\n".join(lines)

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         "use_cache": not args.no_cache,
     }
     assistant = load_model(args)
+    if assistant.scenes_only:
+        _warn_of_foreign(images)
     if args.stream:
         for piece in assistant.stream(images, question, **options):
             print(piece, end="", flush=True)
@@ -65,6 +67,18 @@ def _one(args: argparse.Namespace) -> tuple[list[Any], str]:
     if args.question is None:
         raise InputError("--question is missing: say what to ask about the picture.")
     return [image_source(image) for image in args.image or ()], args.question
+
+
+def _warn_of_foreign(images: list[Any]) -> None:
+    """The demo model answers about any picture, in the only words that it has."""
+    from dynllava_jax.demo import pictures
+
+    if any(image not in {picture.path for picture in pictures.SAMPLES if picture.scene} for image in images):
+        print(
+            "dynllava: the demo model knows only its own scenes (dynllava samples); for other pictures convert a "
+            "LLaVA checkpoint: dynllava convert from-torch SRC DST",
+            file=sys.stderr,
+        )
 
 
 def image_source(name: str) -> str | Path:

@@ -19,10 +19,16 @@ COMMANDS = {
     "generate": "ask about pictures",
     "chat": "a conversation in the terminal",
     "train": "fine-tune on your own data",
+    "plan": "whether a run fits on a machine, and what it costs, before it is rented",
+    "eval": "measure how well a model answers",
+    "demo": "make the demo model's data, and pretrain its tower",
     "samples": "the pictures that come with the package",
-    "convert": "bring PyTorch weights in, or make a model of a training run",
+    "convert": "bring PyTorch weights in or out, or make a model of a training run",
+    "inspect": "what a checkpoint holds",
     "data": "pack training data into shards, or check it",
     "verify": "compare with numbers recorded from the official code",
+    "flops": "what a prompt costs, counted without weights",
+    "bench": "how fast attention, generation and training are here",
     "doctor": "versions, devices, what runs where",
 }
 

@@ -33,6 +33,17 @@ def check_positive(config: Any, *names: str) -> None:
             raise InputError(f"{type(config).__name__}.{name} must be above 0, not {getattr(config, name)!r}.")
 
 
+MAX_LAYERS = 10_000
+"""No model has as many: a damaged config would have us list names for hours."""
+
+
+def check_layers(config: Any, name: str) -> None:
+    """A count of layers is at least 1, and believable."""
+    check_positive(config, name)
+    if getattr(config, name) > MAX_LAYERS:
+        raise InputError(f"{type(config).__name__}.{name} {getattr(config, name)} is more than {MAX_LAYERS} layers.")
+
+
 def check_rate(config: Any, *names: str) -> None:
     """A keep rate lies in (0, 1]."""
     for name in names:

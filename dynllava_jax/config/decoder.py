@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynllava_jax.config.check import check_fields, check_positive
+from dynllava_jax.config.check import check_fields, check_layers, check_positive
 from dynllava_jax.errors import InputError
 
 
@@ -70,6 +70,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_layers(self, "num_layers")
         check_positive(
             self,
             "vocab_size",

@@ -21,7 +21,18 @@ from dynllava_jax.errors import InputError
 
 Json = Mapping[str, Any]
 
-OFFICIAL_MODEL_TYPES = ("llava_llama", "dynamic_llava_llama", "llava")
+OFFICIAL_MODEL_TYPES = ("llava_llama", "dynamic_llava_llama", "llava", "llava_mistral")
+
+BARE_MODEL_TYPES = ("llama", "mistral")
+"""Language models that a LLaVA can be made of."""
+
+LLAVA_1_5: Json = {
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "image_aspect_ratio": "pad",
+}
+"""What LLaVA-1.5 adds to the config of its language model."""
 
 _UNLIMITED = 10**6
 """transformers writes 10^30 as `model_max_length` where a tokenizer knows no limit."""
@@ -126,7 +137,7 @@ def _from_official(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
     source.only("s2", False, "the tower sees one scale")
     if files.vision is None:
         raise InputError(f"{source.file} leaves the vision tower to another config.json, which was not given.")
-    aspects: dict[Any, Aspect] = {"pad": "pad", "square": "crop"}
+    aspects: dict[Any, Aspect] = {"pad": "pad", "square": "crop", "anyres": "pad"}
     aspect = source.choose("image_aspect_ratio", "square", aspects)
     features = source.choose("mm_vision_select_feature", "patch", {"patch": "patch", "cls_patch": "cls_patch"})
     vision = vision_from_hf(files.vision, source.get("mm_vision_select_layer", -2), features)
@@ -148,11 +159,11 @@ def _from_official(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
 
 def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | None, has_head: bool) -> ModelConfig:
     source = files.config
-    source.only("model_type", "llava", "the layout is LlavaForConditionalGeneration's")
+    source.choose("model_type", "llava", {"llava": None, "llava_next": None})
     source.only("projector_hidden_act", "gelu", "the projector's activation is the exact GELU")
     source.only("multimodal_projector_bias", True, "the projector has biases")
     text = source.nested("text_config")
-    text.only("model_type", "llama", "the decoder is a Llama")
+    text.choose("model_type", "llama", {"llama": None, "mistral": None})
     inner = text.get("tie_word_embeddings", False)
     tied = source.get("tie_word_embeddings", inner) or (inner and not has_head)
     decoder = decoder_from_hf(text, tied)
@@ -162,7 +173,9 @@ def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
         tower = Source(_CLIP_LARGE, f"{source.file}: vision_config")
     features = source.choose("vision_feature_select_strategy", "default", {"default": "patch", "full": "cls_patch"})
     vision = vision_from_hf(tower, source.get("vision_feature_layer", -2), features)
-    aspect: Aspect = "pad" if files.preprocessor is not None and files.preprocessor.get("do_pad", False) else "crop"
+    whole = source.get("model_type") == "llava_next"
+    padded = files.preprocessor is not None and files.preprocessor.get("do_pad", False)
+    aspect: Aspect = "pad" if whole or padded else "crop"
     with source.named():
         return ModelConfig(
             vision=vision,

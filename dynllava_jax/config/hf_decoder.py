@@ -24,6 +24,7 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
         tie_embeddings: overrules the source's own `tie_word_embeddings` (llava-hf keeps it one level up).
     """
     source.only("hidden_act", "silu", "the decoder is a Llama")
+    source.only("sliding_window", None, "every token attends to all before it")
     source.only("mlp_bias", False, "the decoder's MLP has no bias")
     heads = source.get("num_attention_heads", 32)
     hidden = source.get("hidden_size", 4096)

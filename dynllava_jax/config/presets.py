@@ -98,22 +98,22 @@ def tiny() -> ModelConfig:
 def demo() -> ModelConfig:
     """The embedded model: 576 image tokens as in the paper, everything else small."""
     return ModelConfig(
-        vision=VisionConfig(hidden_size=96, intermediate_size=384, num_layers=5, num_heads=4),
+        vision=VisionConfig(hidden_size=128, intermediate_size=512, num_layers=5, num_heads=2),
         decoder=DecoderConfig(
-            vocab_size=628,
+            vocab_size=1024,
             hidden_size=192,
             intermediate_size=512,
             num_layers=6,
-            num_heads=6,
+            num_heads=4,
             num_kv_heads=2,
-            head_dim=32,
+            head_dim=48,
             max_positions=2048,
         ),
         sparsity=SparsityConfig(
             image_predictor=TransformerPredictor(width=128, num_heads=4, mlp_width=256),
             text_predictor=MlpPredictor(width=128),
         ),
-        text_prep=TextPrep(round_ids=(547, 611)),
+        text_prep=TextPrep(round_ids=(279, 1001)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynllava_jax.config.check import check_fields, check_positive, check_rate
+from dynllava_jax.config.check import check_fields, check_layers, check_positive, check_rate
 from dynllava_jax.errors import InputError
 
 
@@ -38,6 +38,7 @@ class TransformerPredictor:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_layers(self, "depth")
         check_positive(self, "num_heads", "mlp_width", "depth")
         _check_quarters(self.width)
         if self.width % self.num_heads:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_positive
+from dynllava_jax.config.check import check_choice, check_fields, check_layers, check_positive
 from dynllava_jax.errors import InputError
 
 
@@ -28,6 +28,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_layers(self, "num_layers")
         check_positive(
             self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "image_size", "patch_size", "norm_eps"
         )
@@ -77,6 +78,7 @@ class MlpProjector:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_layers(self, "depth")
         check_positive(self, "depth")
 
 

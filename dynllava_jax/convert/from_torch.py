@@ -1,7 +1,13 @@
 """PyTorch weights in: one folder of an official or llava-hf checkpoint becomes one model checkpoint."""
 
+import contextlib
 import dataclasses
+import functools
+import math
+import os
 import shlex
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,15 +17,19 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from dynllava_jax.checkpoint import store
-from dynllava_jax.checkpoint.leaves import Target, item_of, leaf_shapes, targets
+from dynllava_jax.checkpoint import hashes, store
+from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import fresh_parameters
-from dynllava_jax.config.hf import from_hf, is_llava_hf
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
+from dynllava_jax.config.hf import from_hf
 from dynllava_jax.config.model import ModelConfig, TextPrep
+from dynllava_jax.convert import space
 from dynllava_jax.convert import tower as towers
-from dynllava_jax.convert.plan import Plan, make_plan
+from dynllava_jax.convert.hub import locate
+from dynllava_jax.convert.plan import Plan, Step, make_plan
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
-from dynllava_jax.convert.table import LAYOUTS, OFFICIAL, PREDICTOR, Layout
+from dynllava_jax.convert.table import OFFICIAL
+from dynllava_jax.convert.torch_source import TorchSource, is_base, open_torch
 from dynllava_jax.convert.tower import Tower
 from dynllava_jax.data.prompt import round_ids
 from dynllava_jax.data.templates import get_template
@@ -31,6 +41,8 @@ Preference = Literal["given", "inside"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 _KEPT_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+_PROJECTOR = "projector/"
+_PIECE = 1 << 18
 _TOWER_FILES = ("config.json", "preprocessor_config.json")
 
 
@@ -60,27 +72,30 @@ class Report:
 
 
 def convert(
-    src: Path,
-    dst: Path,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
     *,
-    vision_tower: Path | None = None,
+    vision_tower: str | os.PathLike | None = None,
     prefer_tower: Preference | None = None,
     dtype: str | None = None,
     template: str = "vicuna_v1",
     predictors: bool = True,
+    base: str | os.PathLike | None = None,
     on_start: Callable[[int], None] = lambda nbytes: None,
     on_item: Callable[[int], None] = lambda nbytes: None,
 ) -> Report:
     """Converts SRC into a model checkpoint at DST. Tensors stream one decoder layer at a time.
 
     Args:
-        src: folder with config.json and weights (safetensors or .bin, one file or shards with an index).
+        src: folder with config.json and weights (safetensors or .bin, one file or shards with an index), here or
+            `gs://…`; a name on the Hugging Face hub; or a folder of LoRA adapters or a projector alone, with `base`.
         dst: must not exist, or be empty.
         vision_tower: a CLIPVisionModel or CLIPModel folder.
         prefer_tower: which tower to use where a given one and the one inside SRC differ.
         dtype: one of `DTYPES`; None keeps each tensor as stored.
         template: the conversation template, which PyTorch checkpoints do not record.
         predictors: give a base LLaVA freshly initialised predictors; otherwise it stays a dense model.
+        base: the model that adapters or a projector in `src` were trained on.
         on_start: is told the bytes to come.
         on_item: is told the bytes of each part written.
 
@@ -88,16 +103,16 @@ def convert(
         InputError: anything wrong with SRC, the tower or DST, in one sentence; nothing is left at DST.
     """
     started = time.monotonic()
-    src, dst = Path(src), Path(dst)
+    dst = as_path(dst)
     store.check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    source = _open(src)
     notes: list[str] = []
-    own, given = _find_towers(source, vision_tower, notes)
+    source = open_torch(locate(src), None if base is None else locate(base), notes)
+    own, given = _find_towers(source, None if vision_tower is None else locate(vision_tower), notes)
     config = _config(source, own, given, template, notes)
-    base = _is_base(source)
-    if base and predictors:
+    untrained = is_base(source)
+    if untrained and predictors:
         learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
         config = dataclasses.replace(config, sparsity=learned)
     tower = _choose_tower(own, given, prefer_tower, config, notes)
@@ -108,26 +123,39 @@ def convert(
         config,
         leaf_shapes(config),
         unused_tower=own if tower is not own else None,
-        may_init=base,
+        may_init=(*SELECTORS, *([_PROJECTOR] if source.bare else [])) if untrained else (),
         cast=dtype is not None,
     )
     fresh = tuple(sorted({leaf.split("/")[0] for leaf in plan.fresh}))
     if fresh:
         notes.append(
-            f"{' and '.join(fresh)} not in {src}: freshly initialised; they stay unused until they are trained"
+            f"{' and '.join(fresh)} not in {source.folder}: freshly initialised"
+            + ("; predictors stay unused until they are trained" if predictors else "")
         )
     if plan.dropped:
         notes.append(f"{len(plan.dropped)} tensors left out (CLIP's text model, or the tower not preferred)")
-    on_start(sum(step.weights.infos[step.rule.source].nbytes for step in plan.steps))
-    counter = _Counter()
+    target = None if dtype is None else np.dtype(jnp.dtype(dtype))
+    carried = sum(weights.infos[name].nbytes for weights, name in plan.carried)
+    sizes = _sizes(plan, config, target)
+    nbytes = sum(size for size, _ in sizes)
+    space.check(dst.with_name(dst.name + ".tmp"), nbytes + carried)
+    on_start(nbytes + carried)
+    not_finite: list[str] = []
     store.write(
         dst,
         config,
-        counter.watch(_leaves(plan, config, None if dtype is None else np.dtype(jnp.dtype(dtype)))),
-        carried=((_carried_name(tower, weights, name), weights.read(name)) for weights, name in plan.carried),
+        _leaves(plan, config, target, not_finite),
+        carried=(
+            (_carried_name(tower, weights, name), functools.partial(weights.read, name))
+            for weights, name in plan.carried
+        ),
         extras=_extras(source, tower, fresh, plan, notes),
         progress=on_item,
+        identity=_identity(plan, config, dtype),
     )
+    if not_finite:
+        shown = ", ".join(sorted(not_finite)[:5])
+        notes.append(f"NaN or infinite values in {len(not_finite)} tensors: {shown}")
     return Report(
         str(dst),
         source.layout.name,
@@ -135,52 +163,14 @@ def convert(
         len(plan.carried),
         len(plan.dropped),
         fresh,
-        counter.nbytes,
+        nbytes,
         time.monotonic() - started,
-        dict(counter.dtypes),
+        dict(Counter(dtype.name for _, dtype in sizes)),
         tuple(notes),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Checkpoint:
-    folder: Path
-    config: dict[str, Any]
-    weights: TorchWeights
-    layout: Layout
-
-
-def _open(src: Path) -> _Checkpoint:
-    if not src.is_dir():
-        raise InputError(f"{src} is no folder; SRC is a downloaded checkpoint folder.")
-    if store.is_checkpoint(src):
-        raise InputError(f"{src} is a model checkpoint of dynllava_jax already; SRC is a PyTorch folder.")
-    if not (src / "config.json").is_file():
-        raise InputError(f"{src} has no config.json; SRC is a PyTorch checkpoint folder.")
-    config, weights = read_json(src / "config.json"), TorchWeights(src)
-    layouts = [layout for layout in LAYOUTS if f"{layout.decoder}embed_tokens.weight" in weights.infos]
-    if not layouts:
-        names = " or ".join(f"{layout.decoder}embed_tokens.weight" for layout in LAYOUTS)
-        raise InputError(f"{src} holds no LLaVA: it has no tensor {names}.")
-    if is_llava_hf(config) == (layouts[0] is OFFICIAL):
-        kind = "llava-hf (text_config)" if is_llava_hf(config) else "official"
-        raise InputError(f"{src}: config.json is of the {kind} kind, but the tensors' names are {layouts[0].name}'s.")
-    return _Checkpoint(src, config, weights, layouts[0])
-
-
-def _is_base(source: _Checkpoint) -> bool:
-    """Whether it is a LLaVA without predictors, by its config; its tensors must say the same."""
-    if source.config.get("sparse_config") is not None:
-        return False
-    if found := [name for name in source.weights.infos if PREDICTOR.match(name)]:
-        raise InputError(
-            f"{source.folder / 'config.json'} has no sparse_config, but the weights hold predictors ({found[0]} and "
-            f"{len(found) - 1} more); add the sparse_config that they were trained with."
-        )
-    return True
-
-
-def _find_towers(source: _Checkpoint, given: Path | None, notes: list[str]) -> tuple[Tower | None, Tower | None]:
+def _find_towers(source: TorchSource, given: AnyPath | None, notes: list[str]) -> tuple[Tower | None, Tower | None]:
     own = towers.inside(source.weights, source.layout.towers)
     if given is None and (found := towers.beside(source.folder, source.config)) is not None:
         notes.append(f"vision tower {source.config.get('mm_vision_tower')} found at {found}")
@@ -195,7 +185,7 @@ def _find_towers(source: _Checkpoint, given: Path | None, notes: list[str]) -> t
 
 
 def _config(
-    source: _Checkpoint, own: Tower | None, given: Tower | None, template: str, notes: list[str]
+    source: TorchSource, own: Tower | None, given: Tower | None, template: str, notes: list[str]
 ) -> ModelConfig:
     vision = given.json("config.json") if given else None
     if vision is None and source.layout is OFFICIAL:
@@ -223,26 +213,40 @@ def _config(
     )
 
 
-def _preprocessor(folder: Path) -> dict[str, Any] | None:
+def _preprocessor(folder: AnyPath) -> dict[str, Any] | None:
     """Its own file, or a part of `processor_config.json` (transformers 5)."""
     alone = _optional_json(folder / "preprocessor_config.json")
     return alone or (_optional_json(folder / "processor_config.json") or {}).get("image_processor")
 
 
-def _optional_json(path: Path) -> dict[str, Any] | None:
+def _optional_json(path: AnyPath) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def _round_ids(source: _Checkpoint, template: str, notes: list[str]) -> tuple[int, ...]:
+def _round_ids(source: TorchSource, template: str, notes: list[str]) -> tuple[int, ...]:
     """The marker of a user's turn in the source's own tokenizer."""
     chosen = get_template(template)
     if any((source.folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        return round_ids(Tokenizer.load(source.folder), chosen)
+        with _tokenizer_files(source.folder) as files:
+            return round_ids(Tokenizer.load(files), chosen)
     rows = source.weights.infos[f"{source.layout.decoder}embed_tokens.weight"].shape[0]
     default = TextPrep().round_ids if template == TextPrep().template else ()
     known = default if all(token < rows for token in default) else ()
     notes.append(f"no tokenizer in {source.folder}: the ids that open a user's turn are taken as {list(known)}")
     return known
+
+
+@contextlib.contextmanager
+def _tokenizer_files(folder: AnyPath) -> Iterator[Path]:
+    """A local folder that has the tokenizer's files."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dynllava-tokenizer-") as scratch:
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists():
+                (Path(scratch) / name).write_bytes((folder / name).read_bytes())
+        yield Path(scratch)
 
 
 def _choose_tower(
@@ -265,21 +269,59 @@ def _choose_tower(
     return given if prefer == "given" else own
 
 
-def _leaves(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> Iterator[tuple[str, np.ndarray]]:
-    """The leaves in the order of the checkpoint's items, fresh ones last; they belong to the rest."""
-    for step in plan.steps:
-        yield step.rule.leaf, step.read(dtype)
-    if not plan.fresh:
-        return
-    assert all(item_of(leaf) == "rest" for leaf in plan.fresh)
-    first = plan.steps[-1]
-    kept = first.weights.infos[first.rule.source].dtype if dtype is None else dtype
+def _all_finite(leaf: np.ndarray) -> bool:
+    """Whether no exponent is all ones, looked at as integers: ml_dtypes' own test is ten times as slow."""
+    infinity = np.asarray(np.inf, leaf.dtype).reshape(1).view(f"u{leaf.itemsize}")[0]
+    words = leaf.reshape(-1).view(f"u{leaf.itemsize}")
+    return not any(np.any((words[i : i + _PIECE] & infinity) == infinity) for i in range(0, words.size, _PIECE))
+
+
+def _leaves(
+    plan: Plan, config: ModelConfig, dtype: np.dtype | None, not_finite: list[str]
+) -> Iterator[tuple[str, store.Leaf]]:
+    """The leaves in the order of the checkpoint's items."""
     wanted: list[Target] = [target for target in targets(config) if target.leaves[0] in plan.fresh]
-    values = fresh_parameters(config, wanted)
-    for target in wanted:
+    kept = _kept_dtype(plan, dtype)
+    lock = threading.Lock()
+    values: dict[str, Any] = {}
+
+    def made(target: Target, i: int) -> np.ndarray:
+        with lock:
+            values.update(values or fresh_parameters(config, wanted))
         value = np.asarray(values[target.path]).astype(kept)
-        for i, leaf in enumerate(target.leaves):
-            yield leaf, value[i] if target.stacked else value
+        return value[i] if target.stacked else value
+
+    def read(step: Step) -> np.ndarray:
+        leaf = step.read(dtype)
+        if not _all_finite(leaf):
+            not_finite.append(step.rule.source)
+        return leaf
+
+    found: dict[str, store.Leaf] = {step.rule.leaf: functools.partial(read, step) for step in plan.steps}
+    found |= {leaf: functools.partial(made, target, i) for target in wanted for i, leaf in enumerate(target.leaves)}
+    return ((leaf, found[leaf]) for leaf in sorted(found, key=lambda leaf: (item_of(leaf), leaf)))
+
+
+def _kept_dtype(plan: Plan, dtype: np.dtype | None) -> np.dtype:
+    """What fresh leaves are stored in."""
+    last = plan.steps[-1]
+    return last.weights.infos[last.rule.source].dtype if dtype is None else dtype
+
+
+def _sizes(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> list[tuple[int, np.dtype]]:
+    """Bytes and dtype of each leaf to write."""
+    infos = [step.weights.infos[step.rule.source] for step in plan.steps]
+    shapes, kept = leaf_shapes(config), _kept_dtype(plan, dtype)
+    found = [(math.prod(info.shape), info.dtype if dtype is None else dtype) for info in infos]
+    found += [(math.prod(shapes[leaf]), kept) for leaf in plan.fresh]
+    return [(count * dtype.itemsize, dtype) for count, dtype in found]
+
+
+def _identity(plan: Plan, config: ModelConfig, dtype: str | None) -> str:
+    """Changes when anything that is written may change; files count by name, size and time of change."""
+    stamps = {step.weights.folder: step.weights.stamp() for step in plan.steps}
+    carried = [name for _, name in plan.carried]
+    return hashes.hash_bytes(repr((stamps, [step.rule for step in plan.steps], carried, config, dtype)).encode())
 
 
 def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
@@ -287,7 +329,7 @@ def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
     return f"vision_tower/{name}" if weights is tower.weights and tower.folder is not None else name
 
 
-def _extras(source: _Checkpoint, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
+def _extras(source: TorchSource, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
     files = {name: source.folder / name for name in (*_KEPT_FILES, *TOKENIZER_FILES)}
     if tower.folder is not None:
         files |= {f"vision_tower/{name}": tower.folder / name for name in _TOWER_FILES}
@@ -302,17 +344,3 @@ def _extras(source: _Checkpoint, tower: Tower, fresh: tuple[str, ...], plan: Pla
             "notes": notes,
         },
     )
-
-
-class _Counter:
-    """Counts what passes by."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self.dtypes: Counter[str] = Counter()
-
-    def watch(self, leaves: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-        for name, leaf in leaves:
-            self.nbytes += leaf.nbytes
-            self.dtypes[leaf.dtype.name] += 1
-            yield name, leaf

@@ -77,7 +77,7 @@ def merge(
     if step is None:
         raise InputError(f"{src} is a model checkpoint already: there is nothing to merge.")
     info = trained.read_info(step, ())
-    check_complete(step, targets(source.config), source.shapes)
+    check_complete(str(step), targets(source.config), source.shapes)
     on_start(sum(math.prod(shape) for shape in source.shapes.values()))
     carried = source.carried()
     written: list[int] = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 
-from dynllava_jax.checkpoint.leaves import is_selector, item_of
+from dynllava_jax.checkpoint.leaves import item_of
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert.read_torch import TorchWeights
 from dynllava_jax.convert.table import (
@@ -55,7 +55,7 @@ class Plan:
         steps: in the order of the checkpoint's items.
         carried: (weights, name) of the tensors kept for export.
         dropped: names of tensors that belong to no LLaVA: CLIP's text model, or a tower that was not preferred.
-        fresh: leaves of predictors that the source does not have.
+        fresh: leaves of parts that the source does not have.
     """
 
     steps: list[Step]
@@ -72,7 +72,7 @@ def make_plan(
     shapes: dict[str, tuple[int, ...]],
     *,
     unused_tower: Tower | None = None,
-    may_init: bool = False,
+    may_init: tuple[str, ...] = (),
     cast: bool = False,
 ) -> Plan:
     """Matches names and shapes; reads no tensor but a tied head.
@@ -84,7 +84,7 @@ def make_plan(
         config: the model.
         shapes: of every leaf wanted.
         unused_tower: a tower inside `weights` that gives way to `tower`.
-        may_init: whether a predictor of which nothing is in the source is initialised.
+        may_init: parts of the model that are initialised when nothing of them is in the source.
         cast: whether dtypes are changed on the way, so that float64 is fine.
 
     Raises:
@@ -118,7 +118,7 @@ def make_plan(
         else:
             problems.append(f"{name} {_shape(tower.weights, name)} of the tower is left over")
     missing = [leaf for leaf in shapes if leaf not in filled]
-    fresh = [leaf for leaf in missing if may_init and is_selector(leaf) and not _started(leaf, filled)]
+    fresh = [leaf for leaf in missing if leaf.startswith(may_init) and not _started(leaf, filled)]
     sources = {step.rule.leaf: source for source, step in reversed((rules | steps).items())}
     problems += [
         f"{sources.get(leaf, leaf)} {list(shapes[leaf])} is missing" for leaf in sorted(set(missing) - set(fresh))

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from dynllava_jax.checkpoint.paths import AnyPath, size_of
 from dynllava_jax.convert.safetensors_file import SafetensorsFile
 from dynllava_jax.errors import InputError
 
@@ -51,13 +52,13 @@ class TorchWeights:
             holds other tensors than the index says; a truncated file; a pickle with code in it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath, candidates: tuple[str, ...] = _CANDIDATES):
         self.folder = folder
         self._files: dict[str, _File] = {}
         self.infos: dict[str, TensorInfo] = {}
-        found = next((name for name in _CANDIDATES if (folder / name).is_file()), None)
+        found = next((name for name in candidates if (folder / name).is_file()), None)
         if found is None:
-            raise InputError(f"{folder} holds no PyTorch weights: none of {', '.join(_CANDIDATES)}.")
+            raise InputError(f"{folder} holds no PyTorch weights: none of {', '.join(candidates)}.")
         expected = _weight_map(folder, found) if found in SHARDED else None
         for name in [found] if expected is None else sorted(set(expected.values())):
             self._add(name)
@@ -66,6 +67,11 @@ class TorchWeights:
 
     def read(self, name: str) -> np.ndarray:
         return self._files[self.infos[name].file].read(name)
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of change of each file: what tells whether they are the same as before."""
+        files = {name: self.folder / name for name in sorted(self._files)}
+        return [(name, size_of(file), _changed(file)) for name, file in files.items()]
 
     def _add(self, name: str) -> None:
         path = self.folder / name
@@ -88,15 +94,19 @@ class TorchWeights:
             )
 
 
-def has_torch_weights(folder: Path) -> bool:
+def _changed(file: AnyPath) -> int:
+    return file.stat().st_mtime_ns if isinstance(file, Path) else int(file.stat().mtime)
+
+
+def has_torch_weights(folder: AnyPath) -> bool:
     return any((folder / name).is_file() for name in _CANDIDATES)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Raises InputError when the file is no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object.")
@@ -107,7 +117,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _weight_map(folder: Path, index: str) -> dict[str, str]:
+def _weight_map(folder: AnyPath, index: str) -> dict[str, str]:
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{folder / index} has no weight_map.")
@@ -128,7 +138,7 @@ class _PickleEntry:
 class _PickleFile:
     """A `torch.save` file of a state dict."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self._tensors = _load_pickle(path)
         self.entries: dict[str, _PickleEntry] = {}
         for name, tensor in self._tensors.items():
@@ -163,7 +173,9 @@ def _describe(value: Any) -> str:
     return f"of type {type(value).__name__} with dtype {getattr(value, 'dtype', None)}"
 
 
-def _load_pickle(path: Path) -> dict[str, Any]:
+def _load_pickle(path: AnyPath) -> dict[str, Any]:
+    if not isinstance(path, Path):
+        raise InputError(f"{path}: .bin files are read from local disks only; copy the folder, or take safetensors.")
     try:
         import torch
     except ImportError:
@@ -186,6 +198,6 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _is_zip(path: Path) -> bool:
+def _is_zip(path: AnyPath) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dynllava_jax.checkpoint.paths import AnyPath, size_of
 from dynllava_jax.errors import InputError
 
 MAX_HEADER = 100_000_000
@@ -46,28 +47,32 @@ class Entry:
 
 
 class SafetensorsFile:
-    """`entries` by tensor name; `read` gives a view of the mapped file.
+    """`entries` by tensor name; `read` gives a view of the mapped file, or from a bucket only a tensor's own bytes.
 
     Raises:
         InputError: naming the file and what is wrong with it, at once and not when a tensor is read.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self._path = path
-        size = path.stat().st_size
+        size = size_of(path)
         header, start = _header(path, size)
         self.entries = {
             name: _entry(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"
         }
-        self._bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        self._bytes = np.memmap(path, np.uint8, "r") if isinstance(path, Path) else None
 
     def read(self, name: str) -> np.ndarray:
         entry = self.entries[name]
         count = math.prod(entry.shape) * entry.dtype.itemsize
+        if self._bytes is None:
+            with self._path.open("rb") as file:
+                file.seek(entry.offset)
+                return np.frombuffer(file.read(count), entry.dtype).reshape(entry.shape)
         return self._bytes[entry.offset : entry.offset + count].view(entry.dtype).reshape(entry.shape)
 
 
-def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+def _header(path: AnyPath, size: int) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -87,7 +92,7 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(path: AnyPath, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """JSON objects keep the last of two equal keys; here that would hide a tensor."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -95,7 +100,7 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Entry:
+def _entry(path: AnyPath, name: str, entry: Any, start: int, size: int) -> Entry:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)

@@ -158,6 +158,8 @@ TEXT_PREDICTORS = {
 PREDICTOR = re.compile(r"model\.(image|output_text|instruct)_score_predictor\.")
 UNUSED_IN_TOWER = re.compile(r"post_layernorm\.(weight|bias)|embeddings\.position_ids")
 UNUSED_IN_DECODER = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+IMAGE_NEWLINE = ("image_newline", "model.image_newline")
+"""LLaVA-1.6 puts it between the rows of its tiles."""
 CLIP_TEXT = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
 """What a whole CLIPModel holds beside its tower; not part of a LLaVA, so dropped, and the count is said."""
 
@@ -184,13 +186,18 @@ def carried_in_tower(prefix: str, config: ModelConfig, source: str) -> bool:
     if not source.startswith(prefix):
         return False
     rest = source[len(prefix) :]
-    unused = {rule.source for rule in _tower_layers("", range(config.layers_used, config.vision.num_layers))}
+    unused = {rule.source for rule in unused_tower_rules("", config)}
     return rest in unused or UNUSED_IN_TOWER.fullmatch(rest) is not None
+
+
+def unused_tower_rules(prefix: str, config: ModelConfig) -> list[Rule]:
+    """The layers above the selected one, whose leaves no model has; their shapes are those of the first layer."""
+    return _tower_layers(prefix, range(config.layers_used, config.vision.num_layers))
 
 
 def carried_in_decoder(layout: Layout, config: ModelConfig, source: str) -> bool:
     """Whether `source` is a buffer that old versions saved, or the head's copy of tied embeddings."""
-    if config.decoder.tie_embeddings and source == layout.head:
+    if source in IMAGE_NEWLINE or (config.decoder.tie_embeddings and source == layout.head):
         return True
     return source.startswith(layout.decoder) and bool(UNUSED_IN_DECODER.fullmatch(source[len(layout.decoder) :]))
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
 from dynllava_jax.convert.table import TOWER_ALONE, tower_rules
 from dynllava_jax.errors import InputError
+
+FOLDER = "vision_tower"
+"""Where `convert to-torch` puts a tower that stands apart."""
 
 _MARK = "embeddings.class_embedding"
 
@@ -34,7 +38,7 @@ class Tower:
 
     weights: TorchWeights
     prefix: str
-    folder: Path | None = None
+    folder: AnyPath | None = None
 
     def json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the tower's own folder."""
@@ -49,7 +53,7 @@ def inside(weights: TorchWeights, prefixes: tuple[str, ...]) -> Tower | None:
     return None if prefix is None else Tower(weights, prefix)
 
 
-def open_tower(folder: Path) -> Tower:
+def open_tower(folder: AnyPath) -> Tower:
     """A CLIPVisionModel or a whole CLIPModel.
 
     Raises:
@@ -65,15 +69,20 @@ def open_tower(folder: Path) -> Tower:
     return dataclasses.replace(found, folder=folder)
 
 
-def beside(src: Path, config: Mapping[str, Any]) -> Path | None:
-    """The folder that `mm_vision_tower` names, when it is a local one (relative to SRC's parent, or to SRC)."""
+def beside(src: AnyPath, config: Mapping[str, Any]) -> AnyPath | None:
+    """The folder that `mm_vision_tower` names, when it is a local one (relative to SRC's parent, or to SRC).
+
+    Otherwise the one inside SRC in which exports keep it.
+    """
     name = config.get("mm_vision_tower") or config.get("vision_tower")
-    if not isinstance(name, str) or not name:
-        return None
-    for folder in (Path(name),) if Path(name).is_absolute() else (src.resolve().parent / name, src / name):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    folders: list[AnyPath] = [src / FOLDER]
+    if isinstance(name, str) and name:
+        folders = [Path(name)] if Path(name).is_absolute() else [_whole(src).parent / name, src / name, *folders]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def _whole(src: AnyPath) -> AnyPath:
+    return src.resolve() if isinstance(src, Path) else src
 
 
 def differing(own: Tower, given: Tower, config: ModelConfig) -> list[str]:

@@ -5,16 +5,20 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-_TILE = 128
+_STRIP, _COLUMNS, _PAD = 64, 512, 32
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """Works on arrays of any dtype without changing a value; `shape` says what `apply` will give, None if nothing."""
+    """Works on arrays of any dtype without changing a value.
+
+    `shape` says what `apply` will give, None if nothing; `source_shape` what `invert` will give.
+    """
 
     def apply(self, tensor: np.ndarray) -> np.ndarray: ...
     def invert(self, leaf: np.ndarray) -> np.ndarray: ...
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None: ...
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Keep:
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
         return source
 
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        return leaf
+
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
@@ -44,6 +51,9 @@ class Transpose:
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
         return source[::-1] if len(source) == 2 else None
 
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        return leaf[::-1]
+
 
 @dataclasses.dataclass(frozen=True)
 class FlattenPatch:
@@ -55,7 +65,7 @@ class FlattenPatch:
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
 
     def invert(self, leaf: np.ndarray) -> np.ndarray:
-        side = round((leaf.shape[0] / self.channels) ** 0.5)
+        _, _, side, _ = self.source_shape(leaf.shape)
         return leaf.reshape(side, side, self.channels, leaf.shape[1]).transpose(3, 2, 0, 1)
 
     def shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -63,11 +73,25 @@ class FlattenPatch:
             return None
         return (source[1] * source[2] * source[3], source[0])
 
+    def source_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        side = round((leaf[0] / self.channels) ** 0.5)
+        return (leaf[1], self.channels, side, side)
+
 
 def _transposed(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous transpose, tile by tile: 2.4 times as fast as numpy's own, which misses the cache at every row."""
-    out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for i in range(0, matrix.shape[0], _TILE):
-        for j in range(0, matrix.shape[1], _TILE):
-            out[j : j + _TILE, i : i + _TILE] = matrix[i : i + _TILE, j : j + _TILE].T
-    return out
+    """A contiguous transpose, strip by strip through a buffer: several times as fast as numpy's own.
+
+    Rows of a matrix are a power of two apart more often than not, so that a column falls into a few lines of the
+    processor's cache only; in the buffer they are not.
+    """
+    words = matrix.view(f"u{matrix.itemsize}") if matrix.itemsize in (2, 4) else matrix
+    height, width = words.shape
+    out = np.empty((width, height), words.dtype)
+    buffer = np.empty((_STRIP, width + _PAD), words.dtype)
+    for i in range(0, height, _STRIP):
+        rows = min(_STRIP, height - i)
+        buffer[:rows, :width] = words[i : i + rows]
+        for j in range(0, width, _COLUMNS):
+            end = min(j + _COLUMNS, width)
+            out[j:end, i : i + rows] = buffer[:rows, j:end].T
+    return out.view(matrix.dtype)

@@ -73,7 +73,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}); copy it again.") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a JSON object, not a {type(content).__name__}; copy it again.")

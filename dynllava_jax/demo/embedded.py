@@ -1,6 +1,7 @@
 """The model that comes with the package, so that the first minute needs no download.
 
-It has random weights for now: it shows every moving part, but its answers mean nothing, and the commands say so.
+Its trained weights lie in `checkpoint/`. Where that folder is missing there are random weights: they show every moving
+part, but their answers mean nothing, and the commands say so.
 """
 
 from pathlib import Path
@@ -13,8 +14,16 @@ from dynllava_jax.config.presets import demo
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.model.dynllava import DynamicLlava
 
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+TOKENIZER = Path(__file__).parent / "tokenizer"
+
 _SHARPER = 4.0
 """Initial weights are so small that every score is a near tie; larger ones make the selection visible."""
+
+
+def trained() -> bool:
+    """Whether the trained weights are there."""
+    return CHECKPOINT.is_dir()
 
 
 def config() -> ModelConfig:
@@ -22,10 +31,10 @@ def config() -> ModelConfig:
 
 
 def model(of: ModelConfig) -> DynamicLlava:
-    """The embedded weights, float32, for `config()` or a variation of its sparsity."""
+    """Random weights, float32, for `config()` or a variation of its sparsity."""
     weights = DynamicLlava(nnx.Rngs(params=jax.random.key(0)), of)
     return jax.tree.map(lambda x: x * _SHARPER if x.ndim > 1 else x, weights)
 
 
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(Path(__file__).parent / "tokenizer")
+    return Tokenizer.load(TOKENIZER)

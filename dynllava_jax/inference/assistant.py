@@ -32,6 +32,10 @@ class Assistant:
 
     It raises `InputError` for what a caller gets wrong, and neither prints nor exits. Calls from several threads
     wait for one another.
+
+    Attributes:
+        random_weights: its answers mean nothing.
+        scenes_only: it was trained on the demo's scenes and knows nothing else.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Assistant:
         dtype: str = "float32",
         attention: api.Implementation = None,
         random_weights: bool = False,
+        scenes_only: bool = False,
     ):
         self.tokenizer = tokenizer
         self.random_weights = random_weights
+        self.scenes_only = scenes_only
         self.engine = Engine(
             model,
             buckets=buckets or Buckets(),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dynllava_jax.kernels.layout import as_stored
 from dynllava_jax.nn.constrain import constrain, per_shard
 
 AXES = ("layers", "batch", "kv_heads", None, None)
@@ -109,7 +110,7 @@ def _write(
             at = (0, row, 0, start, 0)
             old = jax.lax.dynamic_slice(into, at, (into.shape[0], 1, into.shape[2], width, into.shape[4]))
             fresh = jnp.take(jax.lax.dynamic_index_in_dim(new, row, axis=1), source, axis=3)
-            return jax.lax.dynamic_update_slice(into, jnp.where(stored, fresh, old), at)
+            return as_stored(jax.lax.dynamic_update_slice(into, jnp.where(stored, fresh, old), at))
 
         return Block(write(block.key, key), write(block.value, value))
 

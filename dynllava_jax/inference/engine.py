@@ -190,6 +190,13 @@ class Engine:
             state = jax.eval_shape(functools.partial(self._run_grow, capacity=capacity), state)
         return body, self._params, state
 
+    def prefill_program(
+        self, shape: Shape, sparsity: SparsityConfig
+    ) -> tuple[Callable[..., Any], Any, tuple[Batch, Asked]]:
+        """What opens an answer, as `segment_program`: the body, the weights, and its other arguments' shapes."""
+        body = functools.partial(self._run_prefill, plan=self._opening_plan(shape, sparsity))
+        return body, self._params, self._nothing(shape)
+
     def _nothing(self, shape: Shape) -> tuple[Batch, Asked]:
         size = self.config.vision.image_size
         flat, row = np.zeros((shape.rows, shape.length), np.int32), np.zeros(shape.rows, np.int32)

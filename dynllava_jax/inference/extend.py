@@ -4,19 +4,18 @@ B batch, T new tokens, D hidden size, V vocabulary, L layers of one stack.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.inference.cache import Cache
+from dynllava_jax.inference.cache import Cache, StackCache
 from dynllava_jax.inference.selection import text_logits
 from dynllava_jax.kernels import api
 from dynllava_jax.model.decoder import Attend, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import NOTHING, Probe
-from dynllava_jax.nn.constrain import per_shard
 from dynllava_jax.nn.rope import rope
 from dynllava_jax.sparsify.selector import TokenView
 
@@ -109,23 +108,9 @@ def extend(
     )
 
 
-def _attend(cache, plan: ExtendPlan) -> Attend:
-    def one_shard(query: Array, key: Array, value: Array, blocks: Any, layer: Array, length: Array) -> Array:
-        flat = query.reshape(query.shape[0], -1, *query.shape[3:])
-        out = api.cached_attention(flat, key, value, blocks, layer, length, implementation=plan.attention)
-        return out.reshape(query.shape)
-
+def _attend(cache: StackCache, plan: ExtendPlan) -> Attend:
     def attend(query: Array, key: Array, value: Array, layer: Array) -> Array:
-        # Queries are split as the heads that they share, so that a device has all that belongs to its part.
-        shared = query.reshape(query.shape[0], key.shape[1], -1, *query.shape[2:])
-        heads = ("batch", "kv_heads", None, None)
-        out = per_shard(
-            one_shard,
-            *(shared, key, value, cache.blocks, layer, cache.length),
-            axes=((*heads, None), heads, heads, (None, *heads), (), ("batch",)),
-            out=(*heads, None),
-        )
-        return out.reshape(query.shape)
+        return api.cached_attention(query, key, value, cache.blocks, layer, cache.length, implementation=plan.attention)
 
     return attend
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load as load_checkpoint
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, local_copy
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.templates import get_template
@@ -51,8 +51,8 @@ def load(
     """Loads a model for asking.
 
     Args:
-        model: "demo", or the folder of a model checkpoint (what `dynllava convert` writes), or of a training run (its
-            newest checkpoint) or one of its checkpoints (`WORKDIR/checkpoints/STEP`).
+        model: "demo", or the folder or `gs://` address of a model checkpoint (what `dynllava convert` writes), or of a
+            training run (its newest checkpoint) or one of its checkpoints (`WORKDIR/checkpoints/STEP`).
         mesh: devices to spread over, such as "data=1,tensor=4"; None: one device.
         device: platform, "cpu", "gpu" or "tpu"; None: JAX's default.
         dtype: of parameters and computation; None: as stored.
@@ -74,15 +74,16 @@ def load(
         jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     devices = _devices(device)
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
-    random_weights = str(model) == "demo"
-    path = epath.Path(model)
+    embedded_one = str(model) == "demo"
+    random_weights = embedded_one and not embedded.trained()
+    path = as_path(embedded.CHECKPOINT if embedded_one else model)
     source = None if random_weights else open_source(_existing(path))
     config = embedded.config() if source is None else _without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector)
     dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
-    check_fits(str(model), _parameter_bytes(config, dtype), used)
+    check_fits(str(model), parameter_bytes(config, dtype), used)
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
     if source is None:
         weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
@@ -90,7 +91,8 @@ def load(
         tokenizer = embedded.tokenizer()
     else:
         weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
-        tokenizer = Tokenizer.load(source.files)
+        with local_copy(source.files) as files:
+            tokenizer = Tokenizer.load(files)
     assistant = Assistant(
         weights,
         tokenizer,
@@ -99,6 +101,7 @@ def load(
         dtype=dtype,
         attention=attention,
         random_weights=random_weights,
+        scenes_only=embedded_one and not random_weights,
     )
     _log.info("%s: at most %d programs for any stream of requests", model, assistant.programs)
     return assistant
@@ -111,7 +114,7 @@ def _devices(platform: str | None) -> Sequence[Any]:
         raise InputError(f"There is no device {platform!r} here: {str(error).splitlines()[0]}") from None
 
 
-def _existing(path: epath.Path) -> epath.Path:
+def _existing(path: AnyPath) -> AnyPath:
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
@@ -124,7 +127,10 @@ def _existing(path: epath.Path) -> epath.Path:
 
 def _without_untrained(source: Source) -> ModelConfig:
     """What conversion had to initialise at random would drop tokens at random: it stays unused."""
-    untrained = [name.replace("predictor", "selector") for name in source.facts.get("fresh", ())]
+    fresh = source.facts.get("fresh", ())
+    if "projector" in fresh:
+        _log.warning("the projector of this checkpoint is not trained: the model does not see pictures yet")
+    untrained = [name.replace("predictor", "selector") for name in fresh if name.endswith("predictor")]
     if untrained:
         _log.warning("the predictors of this checkpoint are not trained (%s): nothing is dropped", ", ".join(untrained))
     sparsity = dataclasses.replace(source.config.sparsity, **dict.fromkeys(untrained))
@@ -154,6 +160,7 @@ def _native(stored: str, devices: Sequence[Any]) -> str:
     return "bfloat16" if stored == "float16" and devices[0].platform == "tpu" else stored
 
 
-def _parameter_bytes(config: ModelConfig, dtype: str) -> int:
+def parameter_bytes(config: ModelConfig, dtype: str) -> int:
+    """What a model's weights take."""
     sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config)))
     return sum(sizes) * jnp.dtype(dtype).itemsize

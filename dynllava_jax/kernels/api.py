@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels import chunked, policy_tpu, policy_triton, xla
+from dynllava_jax.kernels import chunked, decode_tpu, decode_triton, policy_tpu, policy_triton, xla
 from dynllava_jax.kernels.policy_join import RESIDUALS as RESIDUALS
 from dynllava_jax.kernels.target import target
 from dynllava_jax.nn.constrain import Axes, compiled_for, per_shard
@@ -39,13 +39,20 @@ _POLICY: Mapping[str, Callable[..., Array]] = {
     "triton-interpret": functools.partial(policy_triton.policy_attention, interpret=True),
     "tpu-interpret": functools.partial(policy_tpu.policy_attention, interpret=True),
 }
-_CACHED: Mapping[str, Callable[..., Array]] = {"xla": xla.cached_attention}
+_CACHED: Mapping[str, Callable[..., Array]] = {
+    "xla": xla.cached_attention,
+    "triton": decode_triton.cached_attention,
+    "tpu": decode_tpu.cached_attention,
+    "triton-interpret": functools.partial(decode_triton.cached_attention, interpret=True),
+    "tpu-interpret": functools.partial(decode_tpu.cached_attention, interpret=True),
+}
 
 _BEST = {"cpu": ("xla",), "gpu": ("triton", "chunked", "xla"), "tpu": ("tpu", "chunked", "xla")}
 """What None means on a platform; whatever an operation does not have is left out."""
 _ONLY_ON = {"triton": "gpu", "tpu": "tpu"}
 _PARTITIONED = ("xla", "chunked")
-"""XLA splits these over a mesh by itself. Kernels it cannot look into: each device runs its own."""
+"""XLA splits these over a mesh by itself. Kernels it cannot look into: each device runs its own; and a cache it would
+gather, whoever reads it."""
 
 _GROUPED: Axes = ("batch", "kv_heads", None, "seq", None)
 _HEADS: Axes = ("batch", "kv_heads", "seq", None)
@@ -135,7 +142,7 @@ def _dispatch(
         try:
             if (only := _ONLY_ON.get(name, platform)) != platform:
                 raise NotImplementedError(f"it runs on a {only} only, not on a {platform}")
-            if name in _PARTITIONED or compiled_for() is None:
+            if (name in _PARTITIONED and table is not _CACHED) or compiled_for() is None:
                 result = function(query, **{operand: array for operand, (array, _) in operands.items()})
             else:
                 result = _on_each_device(function, query, operands)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
+
+from dynllava_jax.kernels.layout import as_stored
 
 Blocks = Sequence[tuple[Float[Array, "L B G _ E"], Float[Array, "L B G _ E"]]]
 """A stack's cache: blocks of keys and values whose capacities add up to the logical capacity."""
@@ -178,10 +179,8 @@ def combine(weights: Float[Array, "B G R S N"], value: Float[Array, "B G N E"]) 
 
 
 def _layer(stacked: Float[Array, "L B G C E"], layer: Int[Array, ""]) -> Float[Array, "B G C E"]:
-    # Read in the layout in which it is stored. To sum along its fastest dimension, the GPU compiler would otherwise
-    # transpose the whole cache, for every token; held in place, a layer is not even copied out of its stack.
-    index = jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
-    return with_layout_constraint(index, Layout(tuple(range(index.ndim))))
+    # Held as it is stored, a layer is not even copied out of its stack.
+    return as_stored(jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False))
 
 
 def _apart(

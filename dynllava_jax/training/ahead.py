@@ -20,10 +20,6 @@ from dynllava_jax.training.optimizer import Adam
 from dynllava_jax.training.state import TrainState, state_shardings
 from dynllava_jax.training.step import Trainer
 
-# Without a GPU to tune on, XLA takes one block size for all of its own matrix products, and fails where that one does
-# not fit (577 tower tokens). cuBLAS needs as much memory.
-_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-
 
 def compile_step(
     model: ModelConfig, config: TrainConfig, mesh: Mesh, *, length: int, images: int = 1
@@ -49,7 +45,7 @@ def compile_step(
             *arguments(trainer, length, images),
             donate_argnums=(0,),
             out_shardings=out,
-            compiler_options=_OPTIONS.get(mesh.devices.flat[0].platform),
+            compiler_options=aot.TOWER_OPTIONS.get(mesh.devices.flat[0].platform),
         )
 
 

@@ -16,6 +16,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import checksums, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import targets
+from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import LoraConfig
@@ -52,7 +53,7 @@ class TrainingCheckpoints:
         keep: int = 2,
         keep_best: bool = True,
         init: epath.PathLike | None = None,
-        files: epath.PathLike | None = None,
+        files: str | AnyPath | None = None,
         made: Collection[str] = (),
         lora: LoraConfig | None = None,
     ) -> None:
@@ -165,7 +166,7 @@ class TrainingCheckpoints:
             config=self._config,
             init=self._init,
             facts=self._facts,
-            versions=store.versions(),
+            versions=store.package_versions(),
             data=data,
             lora=self._lora,
         )
@@ -300,7 +301,7 @@ class TrainingCheckpoints:
                 _log.warning("removed %s, which a run that was killed had left incomplete", path)
                 path.rmtree()
 
-    def _copy_files(self, folder: epath.PathLike | None) -> None:
+    def _copy_files(self, folder: str | AnyPath | None) -> None:
         if folder is None or (self._workdir / trained.FILES).exists():
             return
         partial = self._workdir / f"{trained.FILES}.tmp"

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from etils import epath
-
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, local_copy
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.model import ModelConfig
@@ -27,7 +26,7 @@ class Subject(NamedTuple):
     model: ModelConfig
     tokenizer: Tokenizer
     template: Template
-    files: epath.Path
+    files: AnyPath
 
 
 def settle(config: TrainConfig) -> Subject:
@@ -60,7 +59,8 @@ def settle(config: TrainConfig) -> Subject:
     if (length := config.data.max_length) > (context := model.decoder.context):
         raise InputError(f"data.max_length {length} exceeds the decoder's context of {context} tokens; lower it.")
     files = _files(config, source)
-    tokenizer = Tokenizer.load(files)
+    with local_copy(files) as folder:
+        tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise InputError(
             f"The tokenizer in {files} has ids up to {tokenizer.vocab_size - 1}, the decoder an embedding of "
@@ -93,9 +93,9 @@ def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any,
     return [] if first == second else [(name, first, second)]
 
 
-def _files(config: TrainConfig, source: Source | None) -> epath.Path:
+def _files(config: TrainConfig, source: Source | None) -> AnyPath:
     if config.init.tokenizer is not None:
-        return epath.Path(config.init.tokenizer)
+        return as_path(config.init.tokenizer)
     if source is None:
         raise InputError("A run without init.checkpoint needs init.tokenizer, a folder with the tokenizer's files.")
     return source.files

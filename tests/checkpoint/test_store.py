@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
         assert found[name].dtype == leaf.dtype
         np.testing.assert_array_equal(found[name], leaf)
     assert sum(done) == sum(leaf.nbytes for leaf in leaves.values())
-    assert len(done) == CONFIG.decoder.num_layers + 1
+    assert len(done) == CONFIG.decoder.num_layers + 4  # embedding, head, tower, the rest
 
 
 def test_what_travels_along(checkpoint: Path) -> None:
@@ -78,9 +78,9 @@ def test_one_flipped_bit_is_named(checkpoint: Path) -> None:
 def test_a_leaf_swapped_for_another_is_named(tmp_path: Path, checkpoint: Path) -> None:
     other = [(name, leaf + (name == "vision/class_embedding")) for name, leaf in random_leaves()]
     store.write(tmp_path / "other", CONFIG, other)
-    (checkpoint / "rest").rename(tmp_path / "old")
-    (tmp_path / "other" / "rest").rename(checkpoint / "rest")
-    with pytest.raises(InputError, match=r"rest is damaged: vision/class_embedding differ"):
+    (checkpoint / "vision").rename(tmp_path / "old")
+    (tmp_path / "other" / "vision").rename(checkpoint / "vision")
+    with pytest.raises(InputError, match=r"vision is damaged: vision/class_embedding differ"):
         list(store.read_items(checkpoint, store.read_info(checkpoint)))
 
 
@@ -128,6 +128,43 @@ def test_a_killed_write_never_loads_and_can_be_repeated(tmp_path: Path, checkpoi
     store.write(tmp_path / "half", CONFIG, random_leaves())
     assert store.is_checkpoint(tmp_path / "half")
     assert not half.exists()
+
+
+def test_a_killed_write_goes_on_with_what_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def lazy(name: str, leaf: np.ndarray, kill: bool = False) -> tuple[str, store.Leaf]:
+        def make() -> np.ndarray:
+            if kill and name.startswith("decoder/layers/3"):
+                raise KeyboardInterrupt
+            made.append(name)
+            return leaf
+
+        return name, make
+
+    leaves = random_leaves()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "remove_tree", lambda folder: None)  # as a kill does: nothing is cleared
+        dying = [lazy(name, leaf, kill=True) for name, leaf in leaves]
+        with pytest.raises(KeyboardInterrupt):
+            store.write(tmp_path / "ckpt", CONFIG, dying, identity="one")
+    finished = json.loads((tmp_path / "ckpt.tmp" / "hashes.json").read_text())["items"].keys()
+    assert {"decoder_000", "decoder_001"} <= finished
+    assert not store.is_checkpoint(tmp_path / "ckpt.tmp")
+    (tmp_path / "ckpt.tmp" / "decoder_003").mkdir()  # begun, not finished
+    made.clear()
+    store.write(tmp_path / "ckpt", CONFIG, [lazy(*leaf) for leaf in leaves], identity="one")
+    assert not {item_of(name) for name in made} & finished
+    info = store.read_info(tmp_path / "ckpt")
+    found = {name: leaf for item in store.read_items(tmp_path / "ckpt", info) for name, leaf in item.items()}
+    assert all(np.array_equal(found[name], leaf) for name, leaf in leaves)
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_what_another_conversion_left_is_not_used(tmp_path: Path, checkpoint: Path) -> None:
+    checkpoint.rename(tmp_path / "other.tmp")
+    store.write(tmp_path / "other", CONFIG, random_leaves("float16"), identity="two")
+    assert store.read_info(tmp_path / "other").dtype == "float16"
 
 
 def test_what_is_not_ours_is_not_removed(tmp_path: Path) -> None:

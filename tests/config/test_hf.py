@@ -206,7 +206,7 @@ def test_rope_in_both_spellings(rope: dict[str, Any], scaling: RopeScaling | Non
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
-        ({"text_config": {"model_type": "mistral"}}, "text_config: model_type 'mistral' is not supported"),
+        ({"text_config": {"model_type": "qwen2"}}, "text_config: model_type 'qwen2' is not supported"),
         ({"text_config": {"mlp_bias": True}}, "text_config: mlp_bias True"),
         ({"text_config": {"rope_scaling": {"type": "linear"}}}, "rope_scaling has no factor"),
         ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
@@ -216,7 +216,7 @@ def test_rope_in_both_spellings(rope: dict[str, Any], scaling: RopeScaling | Non
         ({"vision_feature_select_strategy": "some"}, "use one of default, full"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias False"),
-        ({"model_type": "llava_next"}, "model_type 'llava_next'"),
+        ({"model_type": "llava_onevision"}, "model_type 'llava_onevision'"),
         ({"text_config": {"eos_token_id": [1, 2]}}, "eos_token_id must be one number"),
     ],
 )

@@ -100,7 +100,7 @@ def test_sparse_config(src: Path, key: str, value: object, needle: str) -> None:
     [
         ("mm_projector_type", "qformer", "mm_projector_type 'qformer' is unknown; use linear"),
         ("model_type", "llava_mpt", "model_type 'llava_mpt' is not supported"),
-        ("image_aspect_ratio", "anyres", "image_aspect_ratio 'anyres' is not supported"),
+        ("image_aspect_ratio", "anyres_max_9", "image_aspect_ratio 'anyres_max_9' is not supported"),
         ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope_type 'yarn' is not supported"),
         ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end"),

@@ -21,18 +21,20 @@ needs_cuda = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh", "rows"),
+    ("name", "mesh", "rows", "attention"),
     [
-        pytest.param("a100:1x1", None, 16, marks=needs_cuda),
-        pytest.param("a100:1x4", "tensor=4", 8, marks=needs_cuda),
-        pytest.param("v5e:1x1", None, 1, marks=needs_tpu),  # 16 GB hold no more
-        pytest.param("v5e:2x2", "tensor=4", 8, marks=needs_tpu),
+        pytest.param("a100:1x1", None, 16, "triton", marks=needs_cuda),
+        pytest.param("a100:1x1", None, 16, "xla", marks=needs_cuda),
+        pytest.param("a100:1x4", "tensor=4", 8, "triton", marks=needs_cuda),
+        pytest.param("v5e:1x1", None, 1, "tpu", marks=needs_tpu),  # 16 GB hold no more
+        pytest.param("v5e:2x2", "tensor=4", 8, "tpu", marks=needs_tpu),
+        pytest.param("v5e:2x2", "tensor=4", 8, "xla", marks=needs_tpu),
     ],
 )
-def test_a_segment_copies_neither_weights_nor_cache(name, mesh, rows):
+def test_a_segment_copies_neither_weights_nor_cache(name, mesh, rows, attention):
     devices = topology(name)
     where = devices[0] if mesh is None else make_mesh(mesh, devices)
     shape = Shape(rows, images=1, length=768, deep_length=256, answer=2048)
-    needs = memory(compile_segment(dynamic_llava_7b(), shape, where))
+    needs = memory(compile_segment(dynamic_llava_7b(), shape, where, attention=attention))
     assert needs.temporaries < 0.05 * needs.arguments
     assert needs.output < 2**20

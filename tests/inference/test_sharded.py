@@ -16,6 +16,7 @@ from dynllava_jax.inference.decode import NEVER_FED
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.run import Prepared, asked_of
 from dynllava_jax.inference.sampling import GREEDY, Temperature
+from dynllava_jax.kernels import api
 from dynllava_jax.sharding import specs
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.testing import synthetic_image, tiny_config, tiny_model
@@ -49,12 +50,12 @@ def prompts() -> list[Prepared]:
     return made
 
 
-def engine(spec: str | None) -> Engine:
+def engine(spec: str | None, attention: tuple[str, ...] | None = None) -> Engine:
     model = tiny_model()
     mesh = None if spec is None else make_mesh(spec)
     if mesh is not None:
         model = jax.device_put(model, specs.param_shardings(model, mesh, CONFIG))
-    return Engine(model, buckets=BUCKETS, mesh=mesh, collect_logits=True)
+    return Engine(model, buckets=BUCKETS, mesh=mesh, attention=attention, collect_logits=True)
 
 
 def arguments() -> tuple[Any, ...]:
@@ -88,7 +89,23 @@ def alone() -> Result:
 
 @pytest.mark.parametrize("spec", MESHES)
 def test_a_mesh_gives_the_same_answers(spec: str, alone: Result) -> None:
-    sharded = run(engine(spec))
+    assert_same(run(engine(spec)), alone)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kernel"), [(None, "triton"), (None, "tpu"), ("data=2,tensor=2", "triton"), ("data=2,tensor=4", "tpu")]
+)
+def test_the_kernels_give_the_same_answers(
+    spec: str | None, kernel: str, alone: Result, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Run by the interpreter, on two meshes too: one splits the two key/value heads, one has too few of them."""
+    api._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, api.__name__):
+        assert_same(run(engine(spec, (f"{kernel}-interpret", "xla"))), alone)
+    assert f"cached_attention runs as {kernel}-interpret" in caplog.messages
+
+
+def assert_same(sharded: Result, alone: Result) -> None:
     for ours, theirs in zip(sharded.logits, alone.logits, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * max(1.0, np.abs(theirs).max()))
     for ours, theirs in zip(sharded.tokens, alone.tokens, strict=True):

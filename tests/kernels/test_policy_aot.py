@@ -26,7 +26,7 @@ class Described:
     """What the door asks a device."""
 
     def __init__(self, platform: str, kind: str):
-        self.platform, self.device_kind, self.core_count = platform, kind, 1
+        self.platform, self.device_kind = platform, kind
 
 
 A100, V5E = Described("gpu", "NVIDIA A100-SXM4-80GB"), Described("tpu", "TPU v5 lite")

@@ -14,7 +14,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynllava_jax.checkpoint import orbax_items, trained
+from dynllava_jax.checkpoint import orbax_items, trained, versions
 from dynllava_jax.errors import InputError
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training.retention import superfluous
@@ -241,7 +241,7 @@ def test_a_damaged_only_checkpoint_offers_no_other(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_by_number(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run(run) as checkpoints, monkeypatch.context() as patch:
-        patch.setattr(trained, "FORMAT_VERSION", 9)
+        patch.setattr(versions, "TRAINING_VERSION", 9)
         with pytest.raises(InputError, match="has format_version 1; this dynllava_jax reads 9"):
             checkpoints.info(200)
 

@@ -50,7 +50,7 @@ def test_a_preset_with_other_shapes_lists_every_field(checkpoint: Path) -> None:
         settle(run(checkpoint, model="demo"))
     for words in ("is no demo", "decoder.hidden_size 64, the preset 192", "vision.num_layers 3, the preset 5"):
         assert words in str(caught.value)
-    assert "head_dim 16, the preset 32" in str(caught.value)
+    assert "head_dim 16, the preset 48" in str(caught.value)
 
 
 def test_random_weights_need_a_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(data: Path, workdir: Path, tokenizer: Path, address: str, number: int) -> subprocess.Popen[bytes]:
     argv = command(data, workdir, "--config.steps=4000", f"--config.init.tokenizer={tokenizer}")
-    argv += ["--config.mesh=data=2", f"--distributed={address},2,{number}"]
+    argv += ["--config.mesh=data=2", "--deterministic", f"--distributed={address},2,{number}"]
     # One device each: on few cores, several devices of a process starve each other in Gloo's collectives.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen([sys.executable, "-m", "dynllava_jax.cli.main", *argv], env=environment, cwd=ROOT)

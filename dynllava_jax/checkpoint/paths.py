@@ -1,0 +1,62 @@
+"""Folders here and on buckets (`gs://…`): pathlib for the first, etils for the second.
+
+`pathlib.Path("gs://bucket/x")` is `gs:/bucket/x`, so an address is kept as text until it passes through here.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from etils import epath
+
+AnyPath: TypeAlias = Path | epath.Path
+
+
+def as_path(where: str | os.PathLike) -> AnyPath:
+    text = os.fspath(where)
+    return epath.Path(text) if is_remote(text) else Path(text)
+
+
+def is_remote(where: str | os.PathLike) -> bool:
+    return "://" in os.fspath(where)
+
+
+def size_of(file: AnyPath) -> int:
+    """Bytes of a file."""
+    return file.stat().length if isinstance(file, epath.Path) else file.stat().st_size
+
+
+def remove_tree(folder: AnyPath) -> None:
+    """Removes a folder with all that is in it; it need not be there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmtree()
+
+
+def files_below(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, AnyPath]]:
+    """Every file of a folder by its relative name."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from files_below(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path
+
+
+@contextmanager
+def local_copy(folder: AnyPath) -> Iterator[Path]:
+    """The folder, or a copy of its files for as long as the block runs: for libraries that read local files only."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dynllava-files-") as scratch:
+        for name, path in files_below(folder):
+            (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / name).write_bytes(path.read_bytes())
+        yield Path(scratch)

@@ -1,0 +1,26 @@
+"""Whether the disk has room for what is about to be written."""
+
+import shutil
+from pathlib import Path
+
+from dynllava_jax.checkpoint.paths import AnyPath
+from dynllava_jax.errors import InputError
+
+_SPARE = 64 << 20
+"""Small files, and what file systems need for themselves."""
+
+
+def check(folder: AnyPath, nbytes: int) -> None:
+    """Raises InputError when `nbytes` more, besides what lies in `folder` already, do not fit on its disk."""
+    if not isinstance(folder, Path):  # a bucket has room
+        return
+    place = folder
+    while not place.exists():
+        place = place.parent
+    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    free = shutil.disk_usage(place).free
+    if nbytes + _SPARE > free + there:
+        raise InputError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but {nbytes / 1e9:.1f} GB are to be written; free some or "
+            "give another DST."
+        )

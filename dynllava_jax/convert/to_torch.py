@@ -1,0 +1,207 @@
+"""Weights out: a model checkpoint or a training run becomes a PyTorch folder, official or llava-hf."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dynllava_jax.checkpoint import hashes, store
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below
+from dynllava_jax.checkpoint.prefetch import ahead
+from dynllava_jax.checkpoint.source import Source, open_source
+from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.convert import export_files, export_plan, space
+from dynllava_jax.convert.export_plan import Family, Plan
+from dynllava_jax.convert.from_torch import DTYPES
+from dynllava_jax.convert.plan import cast
+from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
+from dynllava_jax.convert.unfinished import unfinished
+from dynllava_jax.errors import InputError
+
+PREDICTORS = ("image_predictor", "output_predictor", "instruct_predictor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an export wrote.
+
+    Attributes:
+        layout: the family of names written.
+        tensors: how many; left_out: leaves and carried tensors that the target has no use for.
+        nbytes: of the tensors; seconds: wall time; resumed: tensors that an interrupted run had written.
+        notes: decisions that a user should know.
+    """
+
+    dst: str
+    layout: str
+    tensors: int
+    left_out: int
+    nbytes: int
+    seconds: float
+    resumed: int
+    notes: tuple[str, ...]
+
+
+def export(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    layout: Family,
+    dtype: str | None = None,
+    without_predictors: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    on_start: Callable[[int], None] = lambda nbytes: None,
+    on_tensor: Callable[[int], None] = lambda nbytes: None,
+) -> Report:
+    """Writes SRC as a PyTorch folder at DST, a part of the model in memory at a time.
+
+    A model that was converted from the same family gets its own tensor names, dtypes and files back. A run that was
+    killed goes on where it was when it is started again.
+
+    Args:
+        src: a model checkpoint, or a training run or one of its checkpoints.
+        dst: must not exist, or be empty.
+        layout: "official" or "hf".
+        dtype: one of `from_torch.DTYPES`; None keeps what is stored.
+        without_predictors: write the dense model and leave the predictors out.
+        shard_bytes: of one file at most.
+        on_start: is told the bytes to come.
+        on_tensor: is told the bytes of each tensor.
+
+    Raises:
+        InputError: no such checkpoint, a damaged one, what the layout cannot express (by name), no room on the disk,
+            DST is taken. Nothing is left at DST.
+    """
+    started = time.monotonic()
+    dst = as_path(dst)
+    store.check_free(dst)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    source = open_source(src)
+    notes: list[str] = []
+    config, without = _exported(source, without_predictors, notes)
+    names = export_plan.recorded(source.facts)
+    target = export_plan.chosen(layout, names)
+    same = names is not None and names.family == target.family
+    files = {name: path.read_bytes() for name, path in files_below(source.files)}
+    vocab_size = None
+    if layout == "hf":
+        small, vocab_size = export_files.llava_hf(config, files, same_family=same)
+        if vocab_size > config.decoder.vocab_size:
+            notes.append(f"rows for <image> added to the embedding and the head, {vocab_size} in all")
+    else:
+        small = export_files.official(config, files, same_family=same, apart=target.apart)
+        tower = json.loads(small["config.json"])["mm_vision_tower"]
+        notes.append(
+            f"the official code reads the vision tower from mm_vision_tower, {tower!r}"
+            + (f"; this checkpoint's own lies in {dst / 'vision_tower'}" if target.apart else "")
+        )
+    carried = source.carried()
+    plan = export_plan.make_plan(
+        config,
+        target,
+        names,
+        {name: Spec(name, np.dtype(source.dtypes[name]), shape) for name, shape in source.shapes.items()},
+        [Spec(name, array.dtype, array.shape) for name, array in carried.items()],
+        dtype=None if dtype is None else np.dtype(jnp.dtype(dtype)),
+        vocab_size=vocab_size,
+        without=without,
+    )
+    if names is None or not carried:
+        notes.append("the tower's unused layers are not in this checkpoint and are left out")
+    nbytes = sum(tensor.spec.nbytes for tensor in plan.tensors)
+    identity = _identity(source, plan, shard_bytes)
+    with unfinished(dst, identity) as partial:
+        space.check(partial, nbytes)
+        send = None if isinstance(dst, Path) else functools.partial(_send, partial, dst)
+        resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor, send)
+        for name, data in small.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(data)
+    return Report(
+        str(dst),
+        target.layout.name,
+        len(plan.tensors),
+        len(plan.left_out),
+        nbytes,
+        time.monotonic() - started,
+        resumed,
+        tuple(notes),
+    )
+
+
+def _exported(source: Source, without_predictors: bool, notes: list[str]) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The config to express, and the parts that are left out."""
+    fresh = tuple(source.facts.get("fresh", ()))
+    if fresh and not without_predictors:
+        notes.append(f"{' and '.join(fresh)} left out: conversion made them up, and they were never trained")
+    without = PREDICTORS if without_predictors else fresh
+    selectors = {part.replace("predictor", "selector"): None for part in without}
+    return dataclasses.replace(
+        source.config, sparsity=dataclasses.replace(source.config.sparsity, **selectors)
+    ), without
+
+
+def _send(folder: Path, dst: AnyPath, file: Path) -> None:
+    """A finished shard goes to its bucket and leaves the local disk."""
+    target = dst / str(file.relative_to(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as data, target.open("wb") as out:
+        shutil.copyfileobj(data, out, 1 << 24)
+    file.unlink()
+
+
+def _write(
+    folder: Path,
+    source: Source,
+    carried: dict[str, np.ndarray],
+    plan: Plan,
+    shard_bytes: int,
+    on_start: Callable[[int], None],
+    on_tensor: Callable[[int], None],
+    send: Callable[[Path], None] | None,
+) -> int:
+    """Fills the files; returns how many tensors were there already."""
+    writers: dict[str, SafetensorsWriter] = {}
+    with contextlib.ExitStack() as open_files:
+        for where in sorted({tensor.folder for tensor in plan.tensors}):
+            (folder / where).mkdir(exist_ok=True)
+            specs = [tensor.spec for tensor in plan.tensors if tensor.folder == where]
+            writers[where] = SafetensorsWriter(folder / where, specs, shard_bytes, send)
+            open_files.callback(writers[where].close)
+        left = [tensor for tensor in plan.tensors if tensor.name not in writers[tensor.folder].done]
+        on_start(sum(tensor.spec.nbytes for tensor in left))
+
+        def put(tensor: export_plan.Tensor, value: np.ndarray) -> None:
+            made = cast(value, tensor.spec.dtype if value.dtype != tensor.spec.dtype else None, tensor.name)
+            writers[tensor.folder].put(tensor.name, tensor.make(made))
+            on_tensor(tensor.spec.nbytes)
+
+        by_leaf = {tensor.rule.leaf: tensor for tensor in left if tensor.rule is not None}
+        with ThreadPoolExecutor(2) as pool:  # transposing and writing
+            for leaves in ahead(source.read(by_leaf.keys())) if by_leaf else ():
+                wanted = leaves.keys() & by_leaf.keys()
+                for _ in pool.map(lambda leaf, leaves=leaves: put(by_leaf[leaf], leaves[leaf]), wanted):
+                    pass
+                del leaves
+        for tensor in left:
+            if tensor.carried is not None:
+                put(tensor, carried[tensor.carried])
+        for writer in writers.values():
+            writer.finish()
+    return len(plan.tensors) - len(left)
+
+
+def _identity(source: Source, plan: Plan, shard_bytes: int) -> str:
+    """Changes when any byte to write does."""
+    specs = [(tensor.folder, tensor.name, str(tensor.spec)) for tensor in plan.tensors]
+    return hashes.hash_bytes(repr((source.content_hash, specs, shard_bytes)).encode())

@@ -1,0 +1,70 @@
+"""What a model answered, question by question, in a file that a stopped run goes on with."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynllava_jax.errors import InputError
+from dynllava_jax.evaluation.tasks import Question
+from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.request import Request
+
+_CHUNK = 16
+_MOST_TOKENS = 16
+
+
+def answers(
+    assistant: Assistant,
+    questions: Sequence[Question],
+    file: Path | None,
+    progress: Callable[[int], None] = lambda count: None,
+    *,
+    dense: bool = False,
+) -> list[str]:
+    """The answers, greedy; those in `file` are not asked for again, and new ones are appended to it.
+
+    The file is only for one model and one list of questions: that is its name's business.
+
+    Raises:
+        InputError: the file holds answers to other questions, or cannot be written.
+    """
+    known = {} if file is None or not file.is_file() else _read(file)
+    if strange := [id for id in known if id not in {question.id for question in questions}]:
+        raise InputError(f"{file} has an answer to {strange[0]}, which is not asked; remove it or name another folder.")
+    progress(len(known))
+    missing = [question for question in questions if question.id not in known]
+    for first in range(0, len(missing), _CHUNK):
+        chunk = missing[first : first + _CHUNK]
+        requests = [Request(question.text, [question.picture], _MOST_TOKENS) for question in chunk]
+        rows = []
+        for question, answer in zip(chunk, assistant.generate_batch(requests, dense=dense), strict=True):
+            if isinstance(answer, InputError):
+                raise answer
+            known[question.id] = answer.text
+            rows.append({"id": question.id, "kind": question.kind, "wanted": question.answer, "text": answer.text})
+        if file is not None:
+            _append(file, rows)
+        progress(len(chunk))
+    return [known[question.id] for question in questions]
+
+
+def _read(file: Path) -> dict[str, str]:
+    """A last line that a stopped run left half-written does not count."""
+    lines = file.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        file.write_text("".join(whole))
+    try:
+        return {row["id"]: row["text"] for row in map(json.loads, whole)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}; remove it.") from None
+
+
+def _append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}.") from error

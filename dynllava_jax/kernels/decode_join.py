@@ -1,0 +1,94 @@
+"""Decode attention in parts: each block of the cache by itself, then all of them and the new token together.
+
+B batch, H query heads, G key/value heads, R = H/G queries per group, P parts of one block, L layers, C capacity of one
+block, E head dimension. A kernel says how one block is read; the rest, here, is a few numbers per head.
+"""
+
+import math
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dynllava_jax.kernels.xla import Blocks
+
+NOTHING = -1e30
+"""`log_sum` of a part without any key: finite, so that nothing becomes NaN, and far below every score."""
+
+_DTYPES = ("float32", "bfloat16")
+_LARGEST_HEAD = 128
+
+
+class Partial(NamedTuple):
+    """Attention over some of the keys.
+
+    Attributes:
+        out: their values under a softmax of their own, float32; 0 where there are none.
+        log_sum: logarithm of the sum of their exponentials.
+    """
+
+    out: Float[Array, "B G P R E"]
+    log_sum: Float[Array, "B G P R"]
+
+
+@runtime_checkable
+class Read(Protocol):
+    """Attends to the first `filled` entries of one layer of one block, reading no others."""
+
+    def __call__(
+        self,
+        query: Float[Array, "B G R E"],
+        keys: Float[Array, "L B G C E"],
+        values: Float[Array, "L B G C E"],
+        layer: Int[Array, ""],
+        filled: Int[Array, " B"],
+    ) -> Partial:
+        """The parts that the block was read in."""
+        ...
+
+
+def decode_attention(
+    read: Read,
+    query: Float[Array, "B H T E"],
+    key: Float[Array, "B G T E"],
+    value: Float[Array, "B G T E"],
+    blocks: Blocks,
+    layer: Int[Array, ""],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B H T E"]:
+    """What `xla.cached_attention` computes, for one new token a sample.
+
+    Raises:
+        NotImplementedError: more new tokens, a dtype or a head dimension that the kernels do not serve.
+    """
+    if query.shape[2] != 1:
+        raise NotImplementedError(f"it serves one new token, not {query.shape[2]}")
+    if query.dtype.name not in _DTYPES or any(x.dtype != query.dtype for pair in blocks for x in pair):
+        raise NotImplementedError(f"queries and cache must both be {' or '.join(_DTYPES)}")
+    if query.shape[3] > _LARGEST_HEAD:
+        raise NotImplementedError(f"head dimension {query.shape[3]} is above {_LARGEST_HEAD}")
+    grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
+    parts, start = [_itself(grouped, key, value)], 0
+    for keys, values in blocks:
+        capacity = keys.shape[3]
+        parts.append(read(grouped, keys, values, layer, jnp.clip(lengths - start, 0, capacity)))
+        start += capacity
+    return _join(parts).reshape(query.shape).astype(query.dtype)
+
+
+def score_scale(head_dim: int) -> float:
+    return 1.0 / math.sqrt(head_dim)
+
+
+def _itself(query: Float[Array, "B G R E"], key: Float[Array, "B G 1 E"], value: Float[Array, "B G 1 E"]) -> Partial:
+    """The token's own key: one score, whose softmax is 1."""
+    products = query.astype(jnp.float32) * key.astype(jnp.float32)
+    score = jnp.sum(products, axis=-1) * score_scale(query.shape[-1])
+    return Partial(jnp.broadcast_to(value.astype(jnp.float32), query.shape)[:, :, None], score[:, :, None])
+
+
+def _join(parts: list[Partial]) -> Float[Array, "B G R E"]:
+    out = jnp.concatenate([part.out for part in parts], axis=2)
+    weights = jax.nn.softmax(jnp.concatenate([part.log_sum for part in parts], axis=2), axis=2)
+    return jnp.sum(out * weights[..., None], axis=2)

@@ -1,0 +1,1 @@
+"""What a run needs, known before a machine is rented (`dynllava plan`)."""

@@ -1,0 +1,63 @@
+"""What may be asked of a plan, and the reports that answer it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.inference.buckets import Shape
+from dynllava_jax.planning.machine import machine
+from dynllava_jax.planning.plan import Report, cost, model_of, plan_answer, plan_step
+from dynllava_jax.planning.search import largest_batch, sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A question about one machine.
+
+    Attributes:
+        config: of the run; its mesh is the one that is planned.
+        topology: see `machine.machine`.
+        images: of each sample.
+        answers: shape of a batch of requests to generate for, in place of training.
+        dense: generate without sparsification.
+        largest: look for the largest batch.
+        sweep: try meshes and remat policies.
+        samples: of an epoch whose cost is wanted, 0 for none.
+        mfu: model FLOP/s utilisation to suppose for it.
+    """
+
+    config: TrainConfig
+    topology: str
+    images: int = 1
+    answers: Shape | None = None
+    dense: bool = False
+    largest: bool = False
+    sweep: bool = False
+    samples: int = 0
+    mfu: float = 0.4
+
+
+def answer(request: Request, tell: Callable[[str], None]) -> Iterator[Report]:
+    """The reports, as they are ready.
+
+    Raises:
+        InputError: an unknown topology, a mesh or batch that does not divide, a compiler that is not installed.
+    """
+    where = machine(request.topology)
+    if request.answers is not None:
+        model = model_of(request.config)
+        if request.dense:
+            model = dataclasses.replace(model, sparsity=model.sparsity.dense())
+        tell("prefill and decode")
+        yield from plan_answer(model, request.answers, request.config.mesh, "bfloat16", where)
+        return
+    if request.sweep:
+        reports = sweep(request.config, where, tell)
+    elif request.largest:
+        reports = [largest_batch(request.config, where, tell)]
+    else:
+        tell("step")
+        reports = [plan_step(request.config, where, request.images)]
+    for report in reports:
+        priced = request.samples and "flops_per_step" in report
+        yield report | ({"cost": cost(report, request.samples, request.mfu, where)} if priced else {})

@@ -1,0 +1,53 @@
+"""What the benchmarks run on is what it is said to be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynllava_jax.benchmark import attention
+from dynllava_jax.benchmark.subjects import random_model, random_sample, with_room
+from dynllava_jax.checkpoint.leaves import abstract_model
+from dynllava_jax.data.spans import IGNORE, Kind
+from dynllava_jax.kernels import xla
+from dynllava_jax.testing import tiny_config
+
+CONFIG = tiny_config()
+
+
+def test_random_weights_have_the_models_shapes_and_no_other_dtype() -> None:
+    model, wanted = random_model(CONFIG, "bfloat16"), abstract_model(CONFIG)
+    assert jax.tree.structure(model) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(wanted), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, jnp.bfloat16)
+        assert jnp.isfinite(ours.astype(jnp.float32)).all()
+
+
+def test_a_sample_has_the_tokens_asked_for() -> None:
+    sample = random_sample(CONFIG, 0, text=10, images=2, answer=4)
+    assert sample.length == 10 + 2 * CONFIG.image_tokens
+    assert np.sum(sample.kind == Kind.IMAGE) == 2 * CONFIG.image_tokens
+    assert sample.labels is not None
+    assert np.sum(sample.labels != IGNORE) == 4
+    assert random_sample(CONFIG, 0, text=10, images=0).labels is None
+
+
+def test_room_is_made_only_where_it_lacks() -> None:
+    assert with_room(CONFIG, 512) is CONFIG
+    assert with_room(CONFIG, 513).decoder.context == 513
+
+
+@pytest.mark.parametrize("operation", ["causal", "policy"])
+def test_the_reference_computes_the_same(operation: str) -> None:
+    inputs = attention._inputs(operation, attention.AttentionShape(1, 4, 2, 9, 8), "float32")
+    theirs = attention._references(operation)["jax_xla"](*inputs)
+    np.testing.assert_allclose(theirs, attention._door(operation, "xla")(*inputs), atol=1e-5)
+
+
+def test_the_reference_of_decoding_reads_the_whole_cache() -> None:
+    query, key, value, ((keys, values),), layer, lengths = attention._inputs(
+        "decode", attention.AttentionShape(1, 4, 2, 9, 8), "float32"
+    )
+    theirs = attention._references("decode")["jax_xla"](query, key, value, [(keys, values)], layer, lengths)
+    ours = xla.attention(*(jnp.broadcast_to(query, (1, 4, 9, 8)), keys[0], values[0]))[:, :, -1:]
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)

@@ -1,0 +1,106 @@
+"""`dynllava bench` on a CPU at small sizes: what is measured, never how fast it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynllava_jax.benchmark.generation import PAPER
+from dynllava_jax.cli.main import main
+from dynllava_jax.config.presets import PRESETS
+
+
+def bench(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    assert main(["bench", *words, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+QUICK = ("--round", "0.001")
+
+
+def test_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    records = bench(capsys, "attention", "--shape", "1,2,1,32,16", *QUICK)
+    by_name = {(record["operation"], record["implementation"]): record for record in records}
+    for operation in ("causal", "policy", "decode"):
+        ours, theirs = by_name[operation, "xla"], by_name[operation, "jax_xla"]
+        assert "failed" in by_name[operation, "jax_cudnn"]
+        assert ours["ratio_to_jax_cudnn"] is None
+        assert ours["forward_seconds"] > 0
+        ratio = theirs["forward_seconds"] / ours["forward_seconds"]
+        assert ours["ratio_to_jax_xla"]["forward"] == pytest.approx(ratio)
+        assert (ours["ratio_to_chunked"] is None) == (operation == "decode")
+        assert ("both_seconds" in ours) == (operation != "decode")
+    pairs = 32 * 33 / 2
+    causal = by_name["causal", "xla"]
+    assert causal["forward_tflops"] * causal["forward_seconds"] * 1e12 == pytest.approx(4 * 2 * 16 * pairs)
+    assert causal["both_tflops"] * causal["both_seconds"] * 1e12 == pytest.approx(3.5 * 4 * 2 * 16 * pairs)
+    assert not [name for _, name in by_name if "interpret" in name]
+
+
+def test_attention_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "attention", "--shape", "1,1,1,8,8", "--operation", "decode", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "interpret-mode kernels are never timed" in err
+    assert "not here" in out
+    assert "TFLOP/s" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_generation_dynamic_and_dense(cache: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset", "tiny", "--random-weights", "--batch", "2", "--prompt", "10", "--new-tokens", "5"]
+    words += [] if cache else ["--no-cache"]
+    dynamic, dense = bench(capsys, "generate", *words, "--dtype", "float32", *QUICK)
+    assert (dynamic["mode"], dense["mode"]) == ("dynamic", "dense")
+    assert (dynamic["kept_image_tokens"], dense["kept_image_tokens"]) == (6, 16)
+    assert dense["kept_output_share"] == 1
+    for record in (dynamic, dense):
+        assert record["cached"] == cache
+        assert record["tower_seconds"] > 0
+        assert record["prefill_seconds"] > 0
+        assert record["ms_per_token"] == pytest.approx(1e3 * record["decode_seconds"] / 4)
+        assert record["tokens_per_second"] == pytest.approx(2 * 4 / record["decode_seconds"])
+
+
+def test_generation_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(checkpoint), "--prompt", "8", "--new-tokens", "3", "--images", "0", "--dense"]
+    (record,) = bench(capsys, "generate", *words)
+    assert record["mode"] == "dense"
+    assert record["tower_seconds"] is None
+
+
+def test_training_step(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset", "tiny", "--batch", "2", "--length", "48", "--mesh", "data=1", "--steps", "2"]
+    (record,) = bench(capsys, "train", *words, "--dtype", "float32")
+    assert record["tokens_per_second"] == pytest.approx(2 * 48 / record["step_seconds"])
+    assert record["flops"] / record["step_seconds"] / 1e12 == pytest.approx(record["tflops_per_device"])
+    assert record["mfu"] is None
+
+
+def test_the_papers_shapes() -> None:
+    assert {shape.preset for shape in PAPER.values()} <= set(PRESETS)
+    assert {(name, one.shape.batch, one.shape.new, one.cached) for name, one in PAPER.items()} == {
+        *(((f"table4-{size}k", 8, 1000 * size, False)) for size in (1, 2, 4)),
+        *(((f"table4-{size}k-cache", 8, 1000 * size, True)) for size in (1, 2, 4)),
+        ("table14", 1, 1000, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["attention", "--shape", "4,32"], "--shape 4,32 is not BATCH,HEADS,KV_HEADS,LENGTH,HEAD_DIM."),
+        (["attention", "--shape", "1,3,2,8,8"], "the heads a multiple of the kv heads"),
+        (["attention", "--shape", "1,1,1,8,8", "--implementation", "cuda", *QUICK], "no implementation 'cuda'"),
+        (["generate", "--preset", "tiny"], "tiny has no weights here; add --random-weights"),
+        (["generate", "--paper", "table5"], "--paper table5 is none of table4-1k,"),
+        (["generate", "--preset", "tiny", "--random-weights", "--batch", "0"], "batch must be 1 or more, not 0."),
+        (["train", "--preset", "tiny", "--length", "16"], "1 images take 16 of 16 tokens; at least 2 must be left"),
+        (["walk"], "invalid choice: 'walk'"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err

@@ -1,0 +1,93 @@
+"""`dynllava plan` for machines that are not here."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynllava_jax.cli.main import main
+from dynllava_jax.planning import table
+
+CONFIG = "configs/tiny.py"
+needs_compilers = [
+    pytest.mark.aot,
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs the aot extra"),
+]
+
+
+def plan(tmp_path: Path, *more: str, status: int = 0) -> list[dict[str, Any]]:
+    file = tmp_path / "plan.json"
+    shapes = ("--config.data.max_length=128", "--config.global_batch_size=16")
+    assert main(["plan", f"--config={CONFIG}", *shapes, *more, f"--json={file}"]) == status
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("topology", [pytest.param("v5e:2x2", marks=needs_compilers)])
+def test_a_step_is_told_of(topology: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (report,) = plan(tmp_path, f"--topology={topology}", "--mesh=fsdp=-1", "--samples=1000", "--mfu=0.5")
+    assert report["fits"]
+    size = report["bytes_per_device"]
+    assert size["total"] == size["arguments"] + size["temporaries"] + size["output"]
+    assert size["limit"] == int(0.92 * 16 * 2**30)
+    held = report["state_per_device"]
+    assert held["moments"] == 2 * held["parameters"]
+    assert size["arguments"] >= sum(held.values()) * 0.99
+    assert report["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert (report["global_batch"], report["sequence_length"], report["remat"]) == (16, 128, "none")
+    assert {each["kind"] for each in report["collectives"]} & {"all-gather", "all-reduce"}
+    assert report["cost"]["steps"] == 63
+    assert report["cost"]["chip_hours"] == pytest.approx(4 * report["cost"]["hours"])
+    printed = capsys.readouterr().out
+    assert "fits" in printed
+    assert "63 steps" in printed
+
+
+@pytest.mark.parametrize("topology", [pytest.param("a100:1x1", marks=needs_compilers)])
+def test_answers_are_told_of(topology: str, tmp_path: Path) -> None:
+    reports = plan(tmp_path, f"--topology={topology}", "--mesh=data=1", "--generate=2,64,32")
+    assert [report["program"] for report in reports] == ["prefill", "decode"]
+    assert all(report["fits"] for report in reports)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--topology=v5z:2x2",), "Topology 'v5z:2x2' is unknown: the nearest are"),
+        (("--topology=v5e:2x2", "--mfu=2"), "--mfu 2.0 must be above 0 and at most 1"),
+        (("--topology=v5e:2x2", "--generate=8,x"), "--generate 8,x is not ROWS,PROMPT,ANSWER"),
+        (("--topology=v5e:2x2", "--generate=8,4,2"), "a prompt has 1 x 16 image tokens at least"),
+        (("--topology=v5e:2x2", "--config.model=None"), "the config names no preset"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(
+    more: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", f"--config={CONFIG}", *more]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_pictures_and_rankings_hold_every_mesh() -> None:
+    size = {"arguments": 3 << 30, "temporaries": 4 << 30, "output": 0, "total": 7 << 30, "limit": 10 << 30}
+    bounds = {"compute": 1.5, "memory": 0.1, "network": 0.2, "seconds": 1.5, "bound": "compute"}
+    reports = [
+        {
+            "program": "step",
+            "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+            "remat": "full",
+            "fits": True,
+            "bytes_per_device": size,
+            "roofline": bounds,
+        },
+        {"program": "step", "mesh": "fsdp=3", "remat": "none", "fits": False, "problem": "it does not divide"},
+    ]
+    drawn = table.picture(reports)
+    assert drawn.startswith("<svg")
+    assert "fsdp=8  full" in drawn
+    ranked = list(table.ranking(reports))
+    assert "7.00" in ranked[1]
+    assert "does not fit" in ranked[2]
