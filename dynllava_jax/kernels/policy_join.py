@@ -148,7 +148,7 @@ def _attend(
     query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, rows), (0, columns))) for x in (query, key, value))
     policy = jnp.pad(policy, ((0, 0), (0, rows)), constant_values=-1.0)
     out = _padded(kernel, Rule(eps, hide, head_dim), query, key, value, policy)
-    return out[:, :, :length, :head_dim]
+    return jnp.asarray(out)[:, :, :length, :head_dim]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -277,8 +277,9 @@ def _backward_queries(
         found = slopes(scores, _products(cotangent, value_ref[at, :].T), seen, rows, keys[None], hide=rule.hide)
         return of_query + _products(found.score.astype(key.dtype), key)
 
+    # The tile on the diagonal is a loop of its own: written out after the other one, it would not fit the registers.
     of_query = lax.fori_loop(0, tile, functools.partial(step, diagonal=False), jnp.zeros(query.shape, jnp.float32))
-    of_query = step(tile, of_query, True)
+    of_query = lax.fori_loop(tile, tile + 1, functools.partial(step, diagonal=True), of_query)
     of_query_ref[...] = (of_query * (1.0 / rule.head_dim**0.5)).astype(of_query_ref.dtype)
 
 

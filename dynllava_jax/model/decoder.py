@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.training import LoraConfig
+from dynllava_jax.kernels.api import RESIDUALS
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.linear import Linear
@@ -145,7 +146,10 @@ def _remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
         case "full":
             return jax.checkpoint(body, prevent_cse=False)  # a scan's body has nothing to share with its own copy
         case "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = jax.checkpoint_policies.save_from_both_policies(
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+                jax.checkpoint_policies.save_only_these_names(*RESIDUALS),
+            )
             return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
