@@ -61,7 +61,13 @@ class Tokenizer:
         Raises:
             InputError: neither is there, a file cannot be read, or there is no end-of-sequence token.
         """
-        folder = epath.Path(folder)
+        try:
+            return Tokenizer._load(epath.Path(folder))
+        except UnicodeDecodeError as error:  # damage that the libraries notice when a piece is looked at
+            raise InputError(f"The tokenizer in {folder} is damaged: a piece is no text ({error}).") from None
+
+    @staticmethod
+    def _load(folder: epath.Path) -> "Tokenizer":
         special = SpecialTokens.read(folder)
         backend: Backend
         if (file := folder / "tokenizer.model").is_file():
