@@ -62,7 +62,7 @@ def test_a_donated_cache_in_its_own_layout_is_updated_in_place(name, count):
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "a100:8x", "b200:1x8", ""])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(InputError, match="is not known; use v4, v5e, v5p, v6e, a100, h100 with a shape"):
+    with pytest.raises(InputError, match="is not known; use v4, v5e, v5p, v6e, a100, a100-40, h100, h200 with a shape"):
         topology(name)
 
 
