@@ -15,6 +15,14 @@ data=$work/data
 [[ -f $work/epoch/train.json ]] || dynllava demo make "$work/epoch" --samples "${EPOCH_SAMPLES:-4000}" --seed 1
 dynllava demo tower "$work/tower" --steps "${TOWER_STEPS:-6000}" --whole-steps 400
 
+# merge RUN NAME [OPTION ...]: the model of a run, made anew when the run has gone on since
+merge() {
+  local run=$work/$1 model=$work/models/$2
+  shift 2
+  [[ $run/checkpoints -nt $model ]] && rm -rf "$model"
+  [[ -d $model ]] || dynllava convert merge "$run" "$model" "$@"
+}
+
 # train CONFIG START_WEIGHTS DATA [OVERRIDE ...]
 train() {
   local name=$1 start=$2 from=$3
@@ -22,7 +30,7 @@ train() {
   dynllava train --config="configs/demo/$name.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
     --config.data.source="$from/train.json" --config.data.images="$from" \
     --config.global_batch_size="${BATCH:-16}" "$@"
-  [[ -d $work/models/$name ]] || dynllava convert merge "$work/$name" "$work/models/$name"
+  merge "$name" "$name"
 }
 
 mkdir -p "$work/models"
@@ -33,7 +41,7 @@ train control "$work/models/base_whole" "$work/epoch"
 train vision_only "$work/models/base_whole" "$work/epoch"
 
 # What comes with the package.
-[[ -d $work/models/embedded ]] || dynllava convert merge "$work/dynamic" "$work/models/embedded" --dtype bfloat16
+merge dynamic embedded --dtype bfloat16
 for model in base_whole dynamic control; do
   dynllava eval demo --model "$work/models/$model" --rows "$work/rows"
 done

@@ -3,12 +3,15 @@
 import argparse
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynllava_jax.cli.model_options import add_model_options, load_model
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from dynllava_jax.evaluation.metrics import Interval
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,8 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help="held-out questions about the demo's scenes",
         description="Greedy answers, exact match for each kind of question with a 95 %% bootstrap interval, beside "
-        "what "
-        "the same model gets when another picture is shown (blind).",
+        "what the same model gets when another picture is shown (blind).",
     )
     add_model_options(command)
     command.add_argument("--questions", type=int, default=1000, metavar="N", help="how many (1000)")
@@ -41,7 +43,7 @@ def run_demo(args: argparse.Namespace) -> int:
     if args.questions < 9:
         raise InputError(f"--questions must be at least 9, one of each kind, not {args.questions}.")
     assistant = load_model(args)
-    results: dict[str, dict[str, tuple[float, float, float]]] = {}
+    results: dict[str, dict[str, Interval]] = {}
     for way in ("seen",) if args.no_blind else ("seen", "blind"):
         asked = questions(args.questions, blind=way == "blind")
         file = None if args.rows is None else args.rows / f"{_name(args)}-{way}-{args.questions}.jsonl"
@@ -58,7 +60,7 @@ def run_demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[str]:
+def _table(results: "dict[str, dict[str, Interval]]") -> list[str]:
     lines = [f"{'kind':<12}" + "".join(f"{way:>24}" for way in results)]
     for name in next(iter(results.values())):
         lines.append(f"{name:<12}" + "".join(f"{found[name]!s:>24}" for found in results.values()))
@@ -67,5 +69,9 @@ def _table(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[st
 
 def _name(args: argparse.Namespace) -> str:
     """A file name for the model and all options that change its answers."""
-    options = (args.model, args.keep_rate, args.output_keep, args.selector, args.dense, args.dtype, args.conv_template)
+    from dynllava_jax.checkpoint.source import open_source
+
+    # Other weights at the same place must not find these answers.
+    weights = open_source(args.model).content_hash if Path(args.model).exists() else args.model
+    options = (weights, args.keep_rate, args.output_keep, args.selector, args.dense, args.dtype, args.conv_template)
     return f"{Path(args.model).name}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
