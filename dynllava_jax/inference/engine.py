@@ -27,7 +27,7 @@ from dynllava_jax.inference.sampling import Draws
 from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
-from dynllava_jax.nn.constrain import constraints
+from dynllava_jax.nn.constrain import OneDevice, constraints
 from dynllava_jax.sharding.rules import RULES
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
 
@@ -94,7 +94,7 @@ class Engine:
         self._attention = attention
         self._collect_logits = collect_logits
         self._graph, self._params = nnx.split(model)
-        self._constraint = None if mesh is None else activation_constraint(mesh)
+        self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
         self._prefill = jax.jit(self._run_prefill, static_argnames=("plan",))
         self._segment = jax.jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
         self._extend = jax.jit(self._run_extend, static_argnames=("plan",), donate_argnums=(3,))
@@ -306,3 +306,9 @@ class Engine:
 
 def _draws(asked: Asked) -> Draws:
     return Draws(asked.temperature, asked.k, asked.p, jax.vmap(jax.random.key)(asked.seed))
+
+
+def _where(params: Any) -> OneDevice | None:
+    """The device that the weights lie on, which need not be JAX's default."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return None if sharding is None else OneDevice(next(iter(sharding.device_set)))

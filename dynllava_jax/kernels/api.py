@@ -41,6 +41,7 @@ _POLICY: Mapping[str, Callable[..., Array]] = {
 }
 _CACHED: Mapping[str, Callable[..., Array]] = {
     "xla": xla.cached_attention,
+    "chunked": xla.cached_attention,  # a handful of queries: there is nothing to cut
     "triton": decode_triton.cached_attention,
     "tpu": decode_tpu.cached_attention,
     "triton-interpret": functools.partial(decode_triton.cached_attention, interpret=True),

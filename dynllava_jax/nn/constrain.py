@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,21 @@ class Constraint(Protocol):
     def per_shard(self, function: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Axes, ...], out: Axes) -> Any:
         """`function` on every device's own part of `args`."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OneDevice:
+    """A `Constraint` that splits nothing, but says what is compiled for: a device that need not be JAX's default."""
+
+    device: Any
+
+    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+        del axes
+        return x
+
+    def per_shard(self, function: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Axes, ...], out: Axes) -> Any:
+        del axes, out
+        return function(*args)
 
 
 _constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar("constraint", default=None)

@@ -2,11 +2,14 @@
 
 import logging
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from dynllava_jax.errors import InputError
 from dynllava_jax.kernels import api
+from dynllava_jax.kernels.target import target
+from dynllava_jax.nn.constrain import OneDevice, constraints
 
 X = jnp.ones((1, 1, 4, 8))
 
@@ -36,3 +39,18 @@ def test_the_next_one_is_tried_and_the_log_says_why_once(
 
 def test_none_takes_what_chosen_says() -> None:
     assert api.chosen("cpu") == dict.fromkeys(("attention", "policy_attention", "cached_attention"), ("xla",))
+
+
+def test_one_device_may_be_another_than_the_default() -> None:
+    class Gpu:
+        platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
+
+    assert target().platform == "cpu"
+    with constraints(OneDevice(Gpu())):
+        assert target() == ("gpu", "NVIDIA H100 80GB HBM3")
+    with constraints(OneDevice(jax.devices()[3])):
+        assert target().platform == "cpu"
+
+
+def test_a_name_may_be_given_for_every_operation() -> None:
+    assert api._ATTENTION.keys() == api._POLICY.keys() == api._CACHED.keys()
