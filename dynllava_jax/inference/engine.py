@@ -5,7 +5,6 @@ B batch rows, S sequence, T new tokens, M images, K kept tokens of one image.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,8 +27,7 @@ from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
-from dynllava_jax.sharding.rules import RULES
-from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
+from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, batch_parts
 
 
 class Asked(NamedTuple):
@@ -111,7 +109,7 @@ class Engine:
         """Rows rounded up to what the mesh splits evenly."""
         if self.mesh is None:
             return rows
-        parts = math.prod(self.mesh.shape[axis] for axis in RULES.batch.activation)
+        parts = batch_parts(self.mesh)
         return -(-rows // parts) * parts
 
     def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:

@@ -15,7 +15,16 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels import chunked, decode_tpu, decode_triton, policy_tpu, policy_triton, xla
+from dynllava_jax.kernels import (
+    chunked,
+    decode_join,
+    decode_tpu,
+    decode_triton,
+    policy_join,
+    policy_tpu,
+    policy_triton,
+    xla,
+)
 from dynllava_jax.kernels.policy_join import RESIDUALS as RESIDUALS
 from dynllava_jax.kernels.target import target
 from dynllava_jax.nn.constrain import Axes, compiled_for, per_shard
@@ -23,29 +32,30 @@ from dynllava_jax.nn.constrain import Axes, compiled_for, per_shard
 Implementation = str | Sequence[str] | None
 """A name, names in order of preference, or None for the best of the platform that is compiled for."""
 
-_ATTENTION: Mapping[str, Callable[..., Array]] = {
-    "xla": xla.attention,
-    "chunked": chunked.attention,
-    "triton": policy_triton.attention,
-    "tpu": policy_tpu.attention,
-    "triton-interpret": functools.partial(policy_triton.attention, interpret=True),
-    "tpu-interpret": functools.partial(policy_tpu.attention, interpret=True),
+_KERNELS: Mapping[str, tuple[policy_join.Make, decode_join.Read]] = {
+    "triton": (policy_triton.kernel, decode_triton.read),
+    "tpu": (policy_tpu.kernel, decode_tpu.read),
+    "triton-interpret": (
+        functools.partial(policy_triton.kernel, interpret=True),
+        functools.partial(decode_triton.read, interpret=True),
+    ),
+    "tpu-interpret": (
+        functools.partial(policy_tpu.kernel, interpret=True),
+        functools.partial(decode_tpu.read, interpret=True),
+    ),
 }
-_POLICY: Mapping[str, Callable[..., Array]] = {
-    "xla": xla.policy_attention,
-    "chunked": chunked.policy_attention,
-    "triton": policy_triton.policy_attention,
-    "tpu": policy_tpu.policy_attention,
-    "triton-interpret": functools.partial(policy_triton.policy_attention, interpret=True),
-    "tpu-interpret": functools.partial(policy_tpu.policy_attention, interpret=True),
+"""What computes whole sequences, and what reads one block of a cache."""
+
+_Table = Mapping[str, Callable[..., Array]]
+_ATTENTION: _Table = {"xla": xla.attention, "chunked": chunked.attention} | {
+    name: functools.partial(policy_join.attention, make) for name, (make, _) in _KERNELS.items()
 }
-_CACHED: Mapping[str, Callable[..., Array]] = {
-    "xla": xla.cached_attention,
-    "chunked": xla.cached_attention,  # a handful of queries: there is nothing to cut
-    "triton": decode_triton.cached_attention,
-    "tpu": decode_tpu.cached_attention,
-    "triton-interpret": functools.partial(decode_triton.cached_attention, interpret=True),
-    "tpu-interpret": functools.partial(decode_tpu.cached_attention, interpret=True),
+_POLICY: _Table = {"xla": xla.policy_attention, "chunked": chunked.policy_attention} | {
+    name: functools.partial(policy_join.policy_attention, make) for name, (make, _) in _KERNELS.items()
+}
+# Chunks: a handful of queries leaves nothing to cut.
+_CACHED: _Table = {"xla": xla.cached_attention, "chunked": xla.cached_attention} | {
+    name: functools.partial(decode_join.cached_attention, read) for name, (_, read) in _KERNELS.items()
 }
 
 _BEST = {"cpu": ("xla",), "gpu": ("triton", "chunked", "xla"), "tpu": ("tpu", "chunked", "xla")}
@@ -119,13 +129,13 @@ def chosen(platform: str) -> dict[str, tuple[str, ...]]:
     return {op: _best(platform, table) for op, table in tables.items()}
 
 
-def _best(platform: str, table: Mapping[str, Callable[..., Array]]) -> tuple[str, ...]:
+def _best(platform: str, table: _Table) -> tuple[str, ...]:
     return tuple(name for name in _BEST.get(platform, ("chunked", "xla")) if name in table)
 
 
 def _dispatch(
     op: str,
-    table: Mapping[str, Callable[..., Array]],
+    table: _Table,
     wanted: Implementation,
     query: Float[Array, "B H S E"],
     operands: Mapping[str, tuple[Any, Axes]],

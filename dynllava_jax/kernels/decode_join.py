@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.xla import Blocks
 
 NOTHING = -1e30
 """`log_sum` of a part without any key: finite, so that nothing becomes NaN, and far below every score."""
-
-_DTYPES = ("float32", "bfloat16")
-_LARGEST_HEAD = 128
 
 
 class Partial(NamedTuple):
@@ -48,7 +46,7 @@ class Read(Protocol):
         ...
 
 
-def decode_attention(
+def cached_attention(
     read: Read,
     query: Float[Array, "B H T E"],
     key: Float[Array, "B G T E"],
@@ -64,10 +62,9 @@ def decode_attention(
     """
     if query.shape[2] != 1:
         raise NotImplementedError(f"it serves one new token, not {query.shape[2]}")
-    if query.dtype.name not in _DTYPES or any(x.dtype != query.dtype for pair in blocks for x in pair):
-        raise NotImplementedError(f"queries and cache must both be {' or '.join(_DTYPES)}")
-    if query.shape[3] > _LARGEST_HEAD:
-        raise NotImplementedError(f"head dimension {query.shape[3]} is above {_LARGEST_HEAD}")
+    check(query.dtype, query.shape[3])
+    if any(x.dtype != query.dtype for pair in blocks for x in pair):
+        raise NotImplementedError(f"the cache must be {query.dtype.name}, as the queries are")
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
     parts, start = [_itself(grouped, key, value)], 0
     for keys, values in blocks:

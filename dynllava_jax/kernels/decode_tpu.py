@@ -18,9 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from dynllava_jax.kernels.decode_join import NOTHING, Partial, decode_attention, score_scale
+from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
 from dynllava_jax.kernels.layout import across_lanes
-from dynllava_jax.kernels.xla import Blocks
 
 _TILE = 512
 """Keys of one step; not measured yet."""
@@ -30,30 +29,16 @@ _LANES = 128
 _SUBLANES = 8
 
 
-def cached_attention(
-    query: Float[Array, "B H T E"],
-    key: Float[Array, "B G T E"],
-    value: Float[Array, "B G T E"],
-    blocks: Blocks,
-    layer: Int[Array, ""],
-    lengths: Int[Array, " B"],
-    *,
-    interpret: bool | pltpu.InterpretParams = False,
-) -> Float[Array, "B H T E"]:
-    """See `xla.cached_attention`; one new token, float32 or bfloat16, head dimension up to 128."""
-    read = functools.partial(_read, interpret=interpret)
-    return decode_attention(read, query, key, value, blocks, layer, lengths)
-
-
-def _read(
+def read(
     query: Float[Array, "B G R E"],
     keys: Float[Array, "L B G C E"],
     values: Float[Array, "L B G C E"],
     layer: Int[Array, ""],
     filled: Int[Array, " B"],
     *,
-    interpret: bool | pltpu.InterpretParams,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Partial:
+    """See `decode_join.Read`."""
     (batch, groups, ratio, size), capacity = query.shape, keys.shape[3]
     rows = pl.cdiv(ratio, _SUBLANES) * _SUBLANES
     tile, across = min(_TILE, capacity), across_lanes(size)

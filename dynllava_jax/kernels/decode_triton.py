@@ -16,9 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int
 
-from dynllava_jax.kernels.decode_join import NOTHING, Partial, decode_attention, score_scale
-from dynllava_jax.kernels.triton import triton_call
-from dynllava_jax.kernels.xla import Blocks
+from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
+from dynllava_jax.kernels.triton import fitting, triton_call
 
 _TILE_BYTES = 16384
 """Of keys, as many of values: two stages more in flight fit the shared memory of an A100."""
@@ -26,41 +25,23 @@ _LARGEST_TILE = 128
 """Keys; with more, the scores of a small head spill out of the registers."""
 _PROGRAMS = 512
 """As many are started where the batch has too few heads to fill a device; not measured yet."""
-_SMALLEST = 16
-"""Rows and columns that a tensor core's product needs."""
 
 
-def cached_attention(
-    query: Float[Array, "B H T E"],
-    key: Float[Array, "B G T E"],
-    value: Float[Array, "B G T E"],
-    blocks: Blocks,
-    layer: Int[Array, ""],
-    lengths: Int[Array, " B"],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "B H T E"]:
-    """See `xla.cached_attention`; one new token, float32 or bfloat16, head dimension up to 128."""
-    read = functools.partial(_read, interpret=interpret)
-    return decode_attention(read, query, key, value, blocks, layer, lengths)
-
-
-def _read(
+def read(
     query: Float[Array, "B G R E"],
     keys: Float[Array, "L B G C E"],
     values: Float[Array, "L B G C E"],
     layer: Int[Array, ""],
     filled: Int[Array, " B"],
     *,
-    interpret: bool,
+    interpret: bool = False,
 ) -> Partial:
+    """See `decode_join.Read`."""
     batch, groups, ratio, size = query.shape
-    columns = max(_SMALLEST, pl.next_power_of_2(size))
+    columns = fitting(size)
     tile = min(_LARGEST_TILE, _TILE_BYTES // (columns * keys.dtype.itemsize))
     parts = _parts(batch * groups, pl.cdiv(keys.shape[3], tile))
-    kernel = functools.partial(
-        _kernel, rows=max(_SMALLEST, pl.next_power_of_2(ratio)), columns=columns, tile=tile, parts=parts
-    )
+    kernel = functools.partial(_kernel, rows=fitting(ratio), columns=columns, tile=tile, parts=parts)
     return Partial(
         *triton_call(
             kernel,

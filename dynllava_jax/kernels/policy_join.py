@@ -14,7 +14,8 @@ keys altogether, so that none of them can hold the maximum and let the denominat
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,8 @@ from dynllava_jax.kernels.policy_tile import Rows
 RESIDUALS = ("attention_out", "attention_rows")
 """Names of what a backward pass needs besides its inputs, for `jax.checkpoint_policies.save_only_these_names`."""
 
-_DTYPES = ("float32", "bfloat16")
-_LARGEST_HEAD = 128
+Make = Callable[[Array], "Kernel"]
+"""The kernel for some queries, or NotImplementedError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,46 +99,39 @@ class Kernel(Protocol):
 
 
 def attention(
-    kernel: Kernel,
+    make: Make,
     query: Float[Array, "B H S E"],
     key: Float[Array, "B G S E"],
     value: Float[Array, "B G S E"],
-    keep: Bool[Array, "B S"] | None,
+    *,
+    keep: Bool[Array, "B S"] | None = None,
 ) -> Float[Array, "B H S E"]:
-    """See `xla.attention`."""
+    """See `xla.attention`. Raises NotImplementedError as `make` does."""
     policy = jnp.ones((query.shape[0], query.shape[2])) if keep is None else keep.astype(jnp.float32)
-    return _attend(kernel, query, key, value, policy, eps=0.0, hide=True)
+    return _attend(make(query), query, key, value, policy, eps=0.0, hide=True)
 
 
 def policy_attention(
-    kernel: Kernel,
+    make: Make,
     query: Float[Array, "B H S E"],
     key: Float[Array, "B G S E"],
     value: Float[Array, "B G S E"],
     policy: Float[Array, "B S"],
     lengths: Int[Array, " B"],
     *,
-    eps: float,
-    causal: bool,
+    eps: float = 1e-6,
+    causal: bool = True,
 ) -> Float[Array, "B H S E"]:
     """See `xla.policy_attention`.
 
     Raises:
-        NotImplementedError: without a causal mask.
+        NotImplementedError: without a causal mask, or as `make` does.
     """
     if not causal:
         raise NotImplementedError("it serves causal attention only")
     real = jnp.arange(query.shape[2]) < lengths[:, None]
     policy = jnp.where(real, policy.astype(jnp.float32), -1.0)
-    return _attend(kernel, query, key, value, policy, eps=eps, hide=False)
-
-
-def check(dtype: Any, head_dim: int) -> None:
-    """Raises NotImplementedError for what no kernel serves."""
-    if dtype.name not in _DTYPES:
-        raise NotImplementedError(f"it serves {' and '.join(_DTYPES)}, not {dtype.name}")
-    if head_dim > _LARGEST_HEAD:
-        raise NotImplementedError(f"head dimension {head_dim} is above {_LARGEST_HEAD}")
+    return _attend(make(query), query, key, value, policy, eps=eps, hide=False)
 
 
 def _attend(

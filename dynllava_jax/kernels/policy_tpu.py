@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from dynllava_jax.kernels import policy_join, tuning
+from dynllava_jax.kernels import tuning
+from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.policy_join import Backward, Forward, Rule
 from dynllava_jax.kernels.policy_tile import LOWEST, Rows, base2_scale, sight, slopes
 from dynllava_jax.kernels.target import target
@@ -26,44 +27,21 @@ _LANES = 128
 Interpret = bool | pltpu.InterpretParams
 
 
-def attention(
-    query: Float[Array, "B H S E"],
-    key: Float[Array, "B G S E"],
-    value: Float[Array, "B G S E"],
-    *,
-    keep: Bool[Array, "B S"] | None = None,
-    interpret: Interpret = False,
-) -> Float[Array, "B H S E"]:
-    """See `xla.attention`; float32 or bfloat16, head dimension up to 128."""
-    return policy_join.attention(_kernel(query, interpret), query, key, value, keep)
+def kernel(query: Float[Array, "B H S E"], interpret: Interpret = False) -> "Mosaic":
+    """The kernels for such queries.
 
-
-def policy_attention(
-    query: Float[Array, "B H S E"],
-    key: Float[Array, "B G S E"],
-    value: Float[Array, "B G S E"],
-    policy: Float[Array, "B S"],
-    lengths: Int[Array, " B"],
-    *,
-    eps: float = 1e-6,
-    causal: bool = True,
-    interpret: Interpret = False,
-) -> Float[Array, "B H S E"]:
-    """See `xla.policy_attention`; causal, float32 or bfloat16, head dimension up to 128."""
-    kernel = _kernel(query, interpret)
-    return policy_join.policy_attention(kernel, query, key, value, policy, lengths, eps=eps, causal=causal)
-
-
-def _kernel(query: Float[Array, "B H S E"], interpret: Interpret) -> "_Mosaic":
-    policy_join.check(query.dtype, query.shape[3])
+    Raises:
+        NotImplementedError: a dtype or head dimension that they do not serve.
+    """
+    check(query.dtype, query.shape[3])
     length = query.shape[2]
     tiles = pl.cdiv(length, tuning.tpu_side(None if interpret else target(), query.dtype.itemsize))
     # As many tiles as it takes, each as small as then suffices: nearly all of them is sequence.
-    return _Mosaic(pl.cdiv(pl.cdiv(length, tiles), _LANES) * _LANES, interpret)
+    return Mosaic(pl.cdiv(pl.cdiv(length, tiles), _LANES) * _LANES, interpret)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mosaic:
+class Mosaic:
     """See `policy_join.Kernel`.
 
     Attributes:

@@ -14,50 +14,26 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from dynllava_jax.kernels import policy_join, tuning
+from dynllava_jax.kernels import tuning
+from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.policy_join import Backward, Forward, Rule
 from dynllava_jax.kernels.policy_tile import LOWEST, Rows, base2_scale, sight, slopes
 from dynllava_jax.kernels.target import target
-from dynllava_jax.kernels.triton import triton_call
+from dynllava_jax.kernels.triton import fitting, triton_call
 
-_SMALLEST = 16
-"""Rows and columns that a tensor core's product needs."""
 _INTERPRETED = tuning.GpuBlocks(64, 32, 1, 1, 32, 1, 1)
 """Small tiles, so that short sequences have several."""
 
 
-def attention(
-    query: Float[Array, "B H S E"],
-    key: Float[Array, "B G S E"],
-    value: Float[Array, "B G S E"],
-    *,
-    keep: Bool[Array, "B S"] | None = None,
-    interpret: bool = False,
-) -> Float[Array, "B H S E"]:
-    """See `xla.attention`; float32 or bfloat16, head dimension up to 128, a GPU of `tuning`."""
-    return policy_join.attention(_kernel(query, interpret), query, key, value, keep)
+def kernel(query: Float[Array, "B H S E"], interpret: bool = False) -> "Triton":
+    """The kernels for such queries.
 
-
-def policy_attention(
-    query: Float[Array, "B H S E"],
-    key: Float[Array, "B G S E"],
-    value: Float[Array, "B G S E"],
-    policy: Float[Array, "B S"],
-    lengths: Int[Array, " B"],
-    *,
-    eps: float = 1e-6,
-    causal: bool = True,
-    interpret: bool = False,
-) -> Float[Array, "B H S E"]:
-    """See `xla.policy_attention`; causal, float32 or bfloat16, head dimension up to 128, a GPU of `tuning`."""
-    kernel = _kernel(query, interpret)
-    return policy_join.policy_attention(kernel, query, key, value, policy, lengths, eps=eps, causal=causal)
-
-
-def _kernel(query: Float[Array, "B H S E"], interpret: bool) -> "Triton":
-    policy_join.check(query.dtype, query.shape[3])
+    Raises:
+        NotImplementedError: a dtype, head dimension or GPU that they do not serve.
+    """
+    check(query.dtype, query.shape[3])
     blocks = _INTERPRETED if interpret else tuning.gpu_blocks(target(), query.shape[3], query.dtype.itemsize)
     return Triton(blocks, interpret)
 
@@ -71,7 +47,7 @@ class Triton:
 
     def padded(self, length: int, head_dim: int) -> tuple[int, int]:
         side = max(self.blocks.rows, self.blocks.side)
-        return pl.cdiv(length, side) * side, max(_SMALLEST, pl.next_power_of_2(head_dim))
+        return pl.cdiv(length, side) * side, fitting(head_dim)
 
     def forward(
         self,

@@ -11,6 +11,14 @@ from typing import Any
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+_SMALLEST = 16
+"""Rows and columns that a tensor core's product needs."""
+
+
+def fitting(size: int) -> int:
+    """The size of a tile's dimension that holds `size` rows or columns of a product."""
+    return max(_SMALLEST, pl.next_power_of_2(size))
+
 
 def triton_call(
     kernel: Callable[..., None], *, warps: int, stages: int, interpret: bool = False, **options: Any

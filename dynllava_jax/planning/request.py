@@ -52,9 +52,9 @@ def answer(request: Request, tell: Callable[[str], None]) -> Iterator[Report]:
         yield from plan_answer(model, request.answers, request.config.mesh, "bfloat16", where)
         return
     if request.sweep:
-        reports = sweep(request.config, where, tell)
+        reports = sweep(request.config, where, request.images, tell)
     elif request.largest:
-        reports = [largest_batch(request.config, where, tell)]
+        reports = [largest_batch(request.config, where, request.images, tell)]
     else:
         tell("step")
         reports = [plan_step(request.config, where, request.images)]

@@ -102,6 +102,11 @@ def activation_sharding(
     return _named(mesh, spec)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a mesh splits the rows of a batch."""
+    return _size(mesh, RULES.batch.activation)
+
+
 def activation_constraint(mesh: Mesh, rules: Rules = RULES) -> Constraint:
     """What `nn.constrain.constraints` takes while a function is traced for `mesh`."""
     return _Activations(mesh, rules)

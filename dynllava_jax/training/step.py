@@ -4,7 +4,6 @@ B rows of the global batch, A micro-batches, S sequence.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -20,8 +19,7 @@ from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import unflatten
-from dynllava_jax.sharding.rules import RULES
-from dynllava_jax.sharding.specs import activation_constraint, replicated
+from dynllava_jax.sharding.specs import activation_constraint, batch_parts, replicated
 from dynllava_jax.training.cross_entropy import supervised
 from dynllava_jax.training.decisions import GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
@@ -46,7 +44,7 @@ class Division:
     @staticmethod
     def of(config: TrainConfig, mesh: Mesh) -> "Division":
         """Raises InputError when the global batch does not divide."""
-        devices = math.prod(mesh.shape[axis] for axis in RULES.batch.activation)
+        devices = batch_parts(mesh)
         share, left = divmod(config.global_batch_size, devices)
         if left:
             raise InputError(

@@ -20,10 +20,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from dynllava_jax.analysis.aot import compile_ahead, memory, place, topology
-from dynllava_jax.kernels import decode_tpu, decode_triton, xla
+from dynllava_jax.kernels import decode_join, decode_tpu, decode_triton, xla
 
 TOLERANCE = 2e-6
-KERNELS = {"triton": decode_triton, "tpu": decode_tpu}
+READ = {"triton": decode_triton.read, "tpu": decode_tpu.read}
+KERNELS = {name: functools.partial(decode_join.cached_attention, read) for name, read in READ.items()}
 L, B = 2, 2
 
 
@@ -47,9 +48,10 @@ CASES = [
 
 @functools.cache
 def attend(kernel: str, interpret: Any = True) -> Callable[..., jax.Array]:
-    function = xla.cached_attention if kernel == "xla" else KERNELS[kernel].cached_attention
-    options = {} if kernel == "xla" else {"interpret": interpret}
-    return jax.jit(functools.partial(function, **options))
+    if kernel == "xla":
+        return jax.jit(xla.cached_attention)
+    read = functools.partial(READ[kernel], interpret=interpret)
+    return jax.jit(functools.partial(decode_join.cached_attention, read))
 
 
 def arguments(
@@ -129,10 +131,11 @@ def test_bfloat16_is_off_by_its_own_rounding(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_a_kernel_does_not_serve_it_says(kernel: str) -> None:
     query, key, value, blocks, *rest = arguments(CASES[0], [3, 4], 0)
-    refused = KERNELS[kernel].cached_attention
+    refused = KERNELS[kernel]
+    twice = [jnp.concatenate([x, x], axis=2) for x in (query, key, value)]
     with pytest.raises(NotImplementedError, match="one new token, not 2"):
-        refused(*(jnp.concatenate([x, x], axis=2) for x in (query, key, value)), blocks, *rest)
-    with pytest.raises(NotImplementedError, match="must both be float32 or bfloat16"):
+        refused(twice[0], twice[1], twice[2], blocks, *rest)
+    with pytest.raises(NotImplementedError, match="the cache must be bfloat16, as the queries are"):
         refused(query.astype(jnp.bfloat16), key, value, blocks, *rest)
     with pytest.raises(NotImplementedError, match="head dimension 256 is above 128"):
         refused(*arguments(Case(1, 1, 256, (4,)), [0, 4], 0))
@@ -159,7 +162,7 @@ def test_a_tpu_fetches_the_tiles_of_a_length_and_no_others(length: int, tile: in
 
 def test_no_race_on_a_tpu() -> None:
     args = arguments(Case(4, 2, 128, (600,)), [513, 0], 1)
-    out = decode_tpu.cached_attention(*args, interpret=pltpu.InterpretParams(detect_races=True))
+    out = attend("tpu", pltpu.InterpretParams(detect_races=True))(*args)
     np.testing.assert_allclose(out, truth(*args), atol=TOLERANCE)
     races = interpret_pallas_call.races
     assert races is not None
@@ -181,7 +184,7 @@ def abstract(case: Case, dtype: Any, rows: int = B) -> list[Any]:
 def test_lowering(kernel: str, platform: str, case: Case) -> None:
     kind = AbstractDevice(*{"cuda": ("NVIDIA H100", None, "gpu"), "tpu": ("TPU v5 lite", 1, "tpu")}[platform])
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind)):
-        traced = jax.jit(KERNELS[kernel].cached_attention).trace(*abstract(case, jnp.bfloat16))
+        traced = jax.jit(KERNELS[kernel]).trace(*abstract(case, jnp.bfloat16))
         assert "custom_call" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -215,7 +218,7 @@ def test_it_compiles_and_copies_nothing(name: str, kernel: str) -> None:
         for heads, groups, head_dim in ((32, 32, 128), (64, 8, 128), (16, 16, 64), (32, 32, 80), (32, 4, 96)):
             args = abstract(Case(heads, groups, head_dim, (2176,)), dtype)
             compiled = compile_ahead(
-                KERNELS[kernel].cached_attention,
+                KERNELS[kernel],
                 *(place(arg, device) for arg in args),
                 compiler_options=options,
             )

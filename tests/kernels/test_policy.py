@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.ad_checkpoint import print_saved_residuals
 from jax.experimental.pallas import tpu as pltpu
 
-from dynllava_jax.kernels import api, chunked, policy_tpu, policy_triton, tuning, xla
+from dynllava_jax.kernels import api, chunked, policy_join, policy_tpu, tuning, xla
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import activation_constraint
@@ -229,7 +229,8 @@ def test_no_race_on_a_tpu() -> None:
     interpret = pltpu.InterpretParams(detect_races=True)
 
     def attend(*args: jax.Array) -> jax.Array:
-        return policy_tpu.policy_attention(*args, lengths=given.lengths, interpret=interpret)
+        make = functools.partial(policy_tpu.kernel, interpret=interpret)
+        return policy_join.policy_attention(make, *args, lengths=given.lengths)
 
     out, pull = jax.vjp(attend, *given[:4])
     assert_close((out, *pull(given.cotangent)), under_policy("xla")(given), given)
@@ -248,7 +249,7 @@ def test_chunks_need_no_multiple_of_their_size() -> None:
 
 
 def test_the_interpreter_stands_in_for_the_kernels_that_are_compiled() -> None:
-    for name, module in (("triton", policy_triton), ("tpu", policy_tpu)):
-        for op, table in (("attention", api._ATTENTION), ("policy_attention", api._POLICY)):
-            assert table[name] is getattr(module, op)
-            assert table[f"{name}-interpret"].func is getattr(module, op)  # pyright: ignore[reportFunctionMemberAccess]
+    for name in ("triton", "tpu"):
+        for compiled, interpreted in zip(api._KERNELS[name], api._KERNELS[f"{name}-interpret"], strict=True):
+            assert isinstance(interpreted, functools.partial)
+            assert (interpreted.func, interpreted.keywords) == (compiled, {"interpret": True})
