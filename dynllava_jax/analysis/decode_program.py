@@ -1,4 +1,4 @@
-"""The decode segment that the engine runs, compiled for a machine that need not exist.
+"""The decode segment and the prefill that the engine runs, compiled for a machine that need not exist.
 
 L layers of one stack, B batch rows, G key/value heads, C cache capacity, E head dimension.
 
@@ -6,7 +6,9 @@ L layers of one stack, B batch rows, G key/value heads, C cache capacity, E head
 """
 
 import argparse
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dynllava_jax.analysis.aot import compile_ahead, described, memory, place, topology
+from dynllava_jax.analysis.aot import TOWER_OPTIONS, compile_ahead, described, memory, place, topology
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
@@ -47,18 +49,47 @@ def compile_segment(
         grown: how often the deep cache has grown.
         attention: implementation of attention, see `kernels.api`.
     """
+    engine, mesh = _engine(config, where, dtype, attention)
+    limit = jax.ShapeDtypeStruct((), np.int32)
+    with _tracing(where):
+        body, params, state = engine.segment_program(shape, config.sparsity, grown)
+        limit = place(limit, where if mesh is None else replicated(mesh))
+        return compile_ahead(body, params, _place(state, where), limit, donate_argnums=(1,))
+
+
+def compile_prefill(
+    config: ModelConfig, shape: Shape, where: Any, *, dtype: str = "bfloat16", attention: api.Implementation = None
+) -> jax.stages.Compiled:
+    """Compiles what `Engine.open` runs; arguments as those of `compile_segment`."""
+    engine, mesh = _engine(config, where, dtype, attention)
+    device = where if mesh is None else mesh.devices.flat[0]
+    with _tracing(where):
+        body, params, arguments = engine.prefill_program(shape, config.sparsity)
+        options = TOWER_OPTIONS.get(device.platform)
+        return compile_ahead(body, params, *_place(arguments, where), compiler_options=options)
+
+
+def _engine(config: ModelConfig, where: Any, dtype: str, attention: api.Implementation) -> tuple[Engine, Mesh | None]:
     mesh = where if isinstance(where, Mesh) else None
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), abstract_model(config))
     model = place(model, placement(model, where, config))
     stop_ids = (config.text_prep.eos_id,)
-    engine = Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=stop_ids, attention=attention)
-    limit = jax.ShapeDtypeStruct((), np.int32)
-    device = where if mesh is None else mesh.devices.flat[0]
-    with constraints(None if mesh is None else activation_constraint(mesh)), described(device):
-        body, params, state = engine.segment_program(shape, config.sparsity, grown)
-        state = place(state, where if mesh is None else jax.tree.map(lambda x: _sharding(x, mesh), state))
-        limit = place(limit, where if mesh is None else replicated(mesh))
-        return compile_ahead(body, params, state, limit, donate_argnums=(1,))
+    return Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=stop_ids, attention=attention), mesh
+
+
+@contextlib.contextmanager
+def _tracing(where: Any) -> Iterator[None]:
+    """What `where` means to activations and kernels while a program is traced."""
+    if isinstance(where, Mesh):
+        with constraints(activation_constraint(where)), described(where.devices.flat[0]):
+            yield
+    else:
+        with described(where):
+            yield
+
+
+def _place(tree: Any, where: Any) -> Any:
+    return place(tree, jax.tree.map(lambda x: _sharding(x, where), tree) if isinstance(where, Mesh) else where)
 
 
 def _sharding(x: Any, mesh: Mesh) -> jax.sharding.NamedSharding:

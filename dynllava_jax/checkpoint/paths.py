@@ -5,9 +5,7 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -47,16 +45,3 @@ def files_below(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, AnyPat
             yield from files_below(path, f"{prefix}{path.name}/")
         else:
             yield prefix + path.name, path
-
-
-@contextmanager
-def local_copy(folder: AnyPath) -> Iterator[Path]:
-    """The folder, or a copy of its files for as long as the block runs: for libraries that read local files only."""
-    if isinstance(folder, Path):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="dynllava-files-") as scratch:
-        for name, path in files_below(folder):
-            (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(scratch) / name).write_bytes(path.read_bytes())
-        yield Path(scratch)

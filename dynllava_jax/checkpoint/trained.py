@@ -25,6 +25,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import hashes, versions
 from dynllava_jax.checkpoint.checksums import ALGORITHM
+from dynllava_jax.checkpoint.paths import files_below, size_of
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import LoraConfig
@@ -173,7 +174,7 @@ def read_files(path: epath.Path) -> dict[str, bytes]:
 
 def read_folder(folder: epath.Path) -> dict[str, bytes]:
     """All files of a folder by relative name."""
-    return {name: (folder / name).read_bytes() for name in _names(folder)}
+    return {name: path.read_bytes() for name, path in files_below(folder)}
 
 
 def check_arrays(where: epath.Path, wrong: list[str]) -> None:
@@ -189,16 +190,7 @@ _PLAIN = ("step", "score", "init", "facts", "versions", "data")
 
 def _small_files(path: epath.Path) -> list[str]:
     ours = (_HASHES, _HASHES + ".tmp")
-    return [name for name in _names(path) if name not in ours and (path / name).stat().length <= _SMALL]
-
-
-def _names(folder: epath.Path, prefix: str = "") -> list[str]:
-    if not folder.is_dir():
-        return []
-    found: list[str] = []
-    for path in sorted(folder.iterdir()):
-        found += _names(path, f"{prefix}{path.name}/") if path.is_dir() else [prefix + path.name]
-    return found
+    return [name for name, file in files_below(path) if name not in ours and size_of(file) <= _SMALL]
 
 
 def _check_file(path: epath.Path, digest: str) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
-from dynllava_jax.errors import InputError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,8 +30,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from dynllava_jax.benchmark.step import bench_step
     from dynllava_jax.config.experiment import read_experiment
-    from dynllava_jax.config.presets import get_preset
     from dynllava_jax.config.training import TrainConfig
+    from dynllava_jax.training.setup import preset_model
 
     config = TrainConfig() if args.config is None else read_experiment(args.config)
     given = {
@@ -44,11 +43,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
     }
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
-    if config.model is None:
-        raise InputError("The config names no model; name its shapes with --preset.")
-    model = get_preset(config.model)
-    if config.sparsity is not None:
-        model = dataclasses.replace(model, sparsity=config.sparsity)
+    model = preset_model(config)
     record = {"model": config.model, "dtype": config.dtype, "remat": config.remat, "mesh": config.mesh}
     record |= bench_step(model, config, length=args.length, images=args.images, steps=args.steps)
     if args.json is not None:

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from dynllava_jax.planning import table
     from dynllava_jax.planning.child import ask
     from dynllava_jax.planning.machine import machine
-    from dynllava_jax.planning.plan import model_of
     from dynllava_jax.planning.request import Request
+    from dynllava_jax.training.setup import preset_model
 
     # A plan reads neither data nor weights.
     given = ("--config.data.source=unread", "--config.init.checkpoint=unread")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         config=config,
         topology=args.topology,
         images=args.images,
-        answers=None if args.generate is None else _shape(args.generate, model_of(config), args.images, args.dense),
+        answers=None if args.generate is None else _shape(args.generate, preset_model(config), args.images, args.dense),
         dense=args.dense,
         largest=args.largest_batch,
         sweep=args.sweep,

@@ -1,17 +1,14 @@
 """PyTorch weights in: one folder of an official or llava-hf checkpoint becomes one model checkpoint."""
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import shlex
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -227,26 +224,12 @@ def _round_ids(source: TorchSource, template: str, notes: list[str]) -> tuple[in
     """The marker of a user's turn in the source's own tokenizer."""
     chosen = get_template(template)
     if any((source.folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        with _tokenizer_files(source.folder) as files:
-            return round_ids(Tokenizer.load(files), chosen)
+        return round_ids(Tokenizer.load(source.folder), chosen)
     rows = source.weights.infos[f"{source.layout.decoder}embed_tokens.weight"].shape[0]
     default = TextPrep().round_ids if template == TextPrep().template else ()
     known = default if all(token < rows for token in default) else ()
     notes.append(f"no tokenizer in {source.folder}: the ids that open a user's turn are taken as {list(known)}")
     return known
-
-
-@contextlib.contextmanager
-def _tokenizer_files(folder: AnyPath) -> Iterator[Path]:
-    """A local folder that has the tokenizer's files."""
-    if isinstance(folder, Path):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="dynllava-tokenizer-") as scratch:
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                (Path(scratch) / name).write_bytes((folder / name).read_bytes())
-        yield Path(scratch)
 
 
 def _choose_tower(

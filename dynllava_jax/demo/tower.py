@@ -103,10 +103,10 @@ def batch(step: int, config: ModelConfig, training: TowerTraining, whole: bool) 
         seen = np.asarray(picture, np.float32)[top * patch :, left * patch :]
         pixels[row] = seen[: side * patch, : side * patch] / 255
         owner = np.argmax(patch_shares(mask, patch), axis=0).reshape(grid, grid)[window]
-        described = [(0, _NONE, _NONE, _index(BACKGROUNDS, scene.background))]
+        described = [(0, _NONE, _NONE, BACKGROUNDS.index(scene.background))]
         for one in scene.placements:
             colour = _NONE if one.colour is None else COLOURS.index(one.colour)
-            described.append((1 + _index(OBJECTS, one.thing), colour, int(one.size == "large"), _NONE))
+            described.append((1 + OBJECTS.index(one.thing), colour, int(one.size == "large"), _NONE))
         for head, values in zip(HEADS, np.array(described).T, strict=True):
             labels[head][row] = values[owner]
     prep = config.image_prep
@@ -186,10 +186,6 @@ def _cut(embedding: Float[Array, "T C"], grid: int, corner: Any) -> Float[Array,
     patches = embedding[1:].reshape(grid, grid, -1)
     part = jax.lax.dynamic_slice(patches, (*corner, 0), (grid // 2, grid // 2, patches.shape[-1]))
     return jnp.concatenate([embedding[:1], part.reshape(-1, patches.shape[-1])])
-
-
-def _index(choices: tuple[Any, ...], one: Any) -> int:
-    return choices.index(one)
 
 
 def _save(folder: Path, state: TowerState) -> None:

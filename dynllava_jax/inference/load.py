@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load as load_checkpoint
-from dynllava_jax.checkpoint.paths import AnyPath, as_path, local_copy
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.templates import get_template
@@ -91,8 +91,7 @@ def load(
         tokenizer = embedded.tokenizer()
     else:
         weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
-        with local_copy(source.files) as files:
-            tokenizer = Tokenizer.load(files)
+        tokenizer = Tokenizer.load(source.files)
     assistant = Assistant(
         weights,
         tokenizer,

@@ -15,9 +15,7 @@ from jax.sharding import Mesh
 from dynllava_jax.analysis import aot
 from dynllava_jax.analysis.flops import training_flops
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.config.presets import get_preset
 from dynllava_jax.config.training import TrainConfig
-from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.kernels import api
 from dynllava_jax.planning.collectives import Traffic, traffic
@@ -26,21 +24,10 @@ from dynllava_jax.planning.programs import DoesNotFitError, Program, answer_prog
 from dynllava_jax.planning.roofline import Roofline, prefill_flops, roofline, token_flops
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training.ahead import arguments
+from dynllava_jax.training.setup import preset_model
 from dynllava_jax.training.step import Trainer
 
 Report = dict[str, Any]
-
-
-def model_of(config: TrainConfig) -> ModelConfig:
-    """The model that a config trains, as far as its preset says; no checkpoint is read.
-
-    Raises:
-        InputError: the config names no preset.
-    """
-    if config.model is None:
-        raise InputError("model: the config names no preset, and dynllava plan reads no weights; --config.model=NAME.")
-    model = get_preset(config.model)
-    return model if config.sparsity is None else dataclasses.replace(model, sparsity=config.sparsity)
 
 
 def plan_step(config: TrainConfig, machine: Machine, images: int = 1) -> Report:
@@ -49,7 +36,7 @@ def plan_step(config: TrainConfig, machine: Machine, images: int = 1) -> Report:
     Raises:
         InputError: the mesh or the batch does not divide, or the compiler is not installed.
     """
-    model, length = model_of(config), max(config.data.lengths or (config.data.max_length,))
+    model, length = preset_model(config), max(config.data.lengths or (config.data.max_length,))
     mesh = make_mesh(config.mesh, aot.topology(machine.topology))
     operations = training_flops(model, config.optimizer, rows=config.global_batch_size, length=length, slots=images)
     report: Report = {

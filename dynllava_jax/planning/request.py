@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.planning.machine import machine
-from dynllava_jax.planning.plan import Report, cost, model_of, plan_answer, plan_step
+from dynllava_jax.planning.plan import Report, cost, plan_answer, plan_step
 from dynllava_jax.planning.search import largest_batch, sweep
+from dynllava_jax.training.setup import preset_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def answer(request: Request, tell: Callable[[str], None]) -> Iterator[Report]:
     """
     where = machine(request.topology)
     if request.answers is not None:
-        model = model_of(request.config)
+        model = preset_model(request.config)
         if request.dense:
             model = dataclasses.replace(model, sparsity=model.sparsity.dense())
         tell("prefill and decode")

@@ -9,9 +9,10 @@ from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.decoder import Remat
 from dynllava_jax.planning.machine import Machine
-from dynllava_jax.planning.plan import Report, model_of, plan_step
+from dynllava_jax.planning.plan import Report, plan_step
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import batch_parts
+from dynllava_jax.training.setup import preset_model
 
 Tell = Callable[[str], None]
 
@@ -73,7 +74,7 @@ def sweep(config: TrainConfig, machine: Machine, images: int, tell: Tell) -> lis
 
 def meshes(config: TrainConfig, machine: Machine) -> Iterator[str]:
     """Ways to spread a run: weights over all devices, over a host with copies across, with and without tensor parts."""
-    heads = model_of(config).decoder.num_heads
+    heads = preset_model(config).decoder.num_heads
     for tensor in (1, 2, 4, 8):
         if machine.devices % tensor or heads % tensor or tensor > machine.per_host:
             continue

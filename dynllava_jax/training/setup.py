@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from dynllava_jax.checkpoint.paths import AnyPath, as_path, local_copy
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.model import ModelConfig
@@ -59,14 +59,25 @@ def settle(config: TrainConfig) -> Subject:
     if (length := config.data.max_length) > (context := model.decoder.context):
         raise InputError(f"data.max_length {length} exceeds the decoder's context of {context} tokens; lower it.")
     files = _files(config, source)
-    with local_copy(files) as folder:
-        tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(files)
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise InputError(
             f"The tokenizer in {files} has ids up to {tokenizer.vocab_size - 1}, the decoder an embedding of "
             f"{model.decoder.vocab_size}; give the model's own tokenizer."
         )
     return Subject(model, tokenizer, get_template(model.text_prep.template), files)
+
+
+def preset_model(config: TrainConfig) -> ModelConfig:
+    """The model that a config trains, as far as its preset says; no checkpoint is read.
+
+    Raises:
+        InputError: the config names no preset.
+    """
+    if config.model is None:
+        raise InputError("model: the config names no preset, and no weights are read here; name one.")
+    model = get_preset(config.model)
+    return model if config.sparsity is None else dataclasses.replace(model, sparsity=config.sparsity)
 
 
 def _check_agree(config: TrainConfig, own: ModelConfig, preset: ModelConfig) -> None:
