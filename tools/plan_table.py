@@ -1,11 +1,11 @@
 """Makes `docs/plan.md`: which machine a run or an answer fits on, as `dynllava plan` compiles it.
 
-    python tools/plan_table.py FOLDER                # makes the missing rows, each a JSON file in FOLDER
-    python tools/plan_table.py FOLDER --rows 1       # no more than one of them
-    python tools/plan_table.py FOLDER --write docs/plan.md
+    python tools/plan_table.py               # makes the missing rows, each a JSON file in docs/plan
+    python tools/plan_table.py --rows 1      # no more than one of them
+    python tools/plan_table.py --write       # makes none, writes the document of those that are there
 
-A row takes minutes. It appears in FOLDER only when it is done, so that a stopped run goes on where it was; delete a
-file to make its row again. Rows without a file are written as "not run". Exit status 1: rows are left.
+A row takes minutes. Its file appears only when it is done, so that a stopped run goes on where it was; delete it to
+make the row again. Rows without a file are written as "not run". Exit status 1: rows are left.
 """
 
 import argparse
@@ -151,9 +151,10 @@ def page(folder: Path) -> str:
 
 _HEAD = f"""# What fits where
 
-Made by `python tools/plan_table.py FOLDER --write docs/plan.md` from {{share}} calls of `dynllava plan`, which are
-listed at the end. Each compiles the real program ahead of time (jax {{jax}}); **nothing was run on such a machine**.
-What no call has answered yet is "not run".
+Made by `python tools/plan_table.py --write` from {{share}} calls of `dynllava plan`, which are listed at the end with
+what each answered (`docs/plan/`). Each compiles the real program ahead of time (jax {{jax}}), without the flags of
+`launch/xla_flags.sh`; **nothing was run on such a machine**. What no call has answered yet is "not run": the same tool
+without `--write` makes it.
 
 GiB are those of one device, of which a program may take 92 %. The least time is a bound, the largest of arithmetic at
 the peak, memory traffic and network; hours suppose 40 % of the peak and {SAMPLES} samples, the paper's epoch. 34B and
@@ -209,7 +210,10 @@ def _pairs(made: dict[str, tuple[Row, dict[str, Any] | None]]) -> Iterator[list[
             continue
         what = row.what.removesuffix(", dense")
         _, dynamic = made[dataclasses.replace(row, what=f"{what}, dynamic").name]
-        model, answers = what.split(", ")
+        start = [*what.split(", "), row.topology]
+        if dense is None and dynamic is None:
+            yield _without(start, len(_ANSWER) - 3, None)
+            continue
         limit = machine(row.topology).limit
         ours, theirs = _answer(dynamic), _answer(dense)
         both = ours.get("fits"), theirs.get("fits")
@@ -217,7 +221,7 @@ def _pairs(made: dict[str, tuple[Row, dict[str, Any] | None]]) -> Iterator[list[
         held = [theirs["cache"], theirs["needs"], ours["cache"], ours["needs"], ours["all"]]
         seconds = [f"{theirs[program]}; {ours[program]}" for program in ("prefill", "decode")]
         token = f"{theirs['token']} / {ours['token']}"
-        yield [model, answers, row.topology, _gib(limit), *held, fits, token, *seconds]
+        yield [*start, _gib(limit), *held, fits, token, *seconds]
 
 
 def _answer(content: dict[str, Any] | None) -> dict[str, Any]:
@@ -231,7 +235,7 @@ def _answer(content: dict[str, Any] | None) -> dict[str, Any]:
         cells[report["program"]] = _compiled(report)
     most = [_total(report) for report in usual]
     cells["needs"] = "too much" if None in most else _gib(max(size or 0 for size in most))
-    cells["cache"] = _gib(reports["decode"].get("state_per_device", {}).get("cache", 0))
+    cells["cache"] = _gib(held["cache"]) if (held := reports["decode"].get("state_per_device")) else "–"
     cells["token"] = f"{1000 * reports['decode']['roofline']['seconds']:.1f}" if most[1] else "–"
     whole = reports.get("decode_all_kept", reports["decode"])
     size = _total(whole)
@@ -269,16 +273,14 @@ def _gib(size: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "plan", help="of the rows (docs/plan)")
     parser.add_argument("--rows", type=int, help="make at most so many (all)")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE.md", help="make none, write the table of those that are there"
-    )
+    parser.add_argument("--write", action="store_true", help="write docs/plan.md")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     asked = {row.name: row for row in rows()}.values()
-    if args.write is not None:
-        args.write.write_text(page(args.folder), encoding="utf-8")
+    if args.write:
+        (ROOT / "docs" / "plan.md").write_text(page(args.folder), encoding="utf-8")
         return 0
     missing = [row for row in asked if read(row, args.folder) is None]
     for row in missing[: args.rows]:
