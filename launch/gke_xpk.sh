@@ -23,5 +23,5 @@ need PROJECT ZONE CLUSTER TPU_TYPE IMAGE
 inside=(exec env ${COMPILE_CACHE:+"COMPILE_CACHE=$COMPILE_CACHE"} /dynllava/launch/process.sh "${options[@]}" --distributed)
 run xpk workload create --project="$PROJECT" --zone="$ZONE" --cluster="$CLUSTER" --workload="${WORKLOAD:-dynllava}" \
   --tpu-type="$TPU_TYPE" --num-slices=1 --docker-image="$IMAGE" \
-  --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="$SAVED" \
+  --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="$UNFINISHED" \
   --termination-grace-period-seconds="${GRACE:-300}" --command="${inside[*]@Q}"

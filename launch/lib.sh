@@ -8,7 +8,7 @@
 
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 PAUSE=${PAUSE:-30}
-SAVED=75 # `dynllava train` was told to stop, has saved, and is not finished
+UNFINISHED=75 # `dynllava train` was told to stop and has saved, or lost another process
 dry_run=
 options=()
 
@@ -46,7 +46,7 @@ again() {
   local status=$1 restarts=$2 why
   case $status in
     0) return 1 ;;
-    "$SAVED") why="saved and not finished" ;;
+    "$UNFINISHED") why="not finished" ;;
     130) say "interrupted" && return 1 ;;
     255) why="a host does not answer" ;;
     *) if ((status < 128)); then say "status $status: not started again" && return 1; fi
@@ -62,7 +62,7 @@ again() {
 # SIGTERM and SIGINT are too, as SIGTERM, and end it after this time.
 supervise() {
   if [[ $dry_run ]]; then
-    echo "${*@Q}  # again after status $SAVED or above 127, at most $MAX_RESTARTS times"
+    echo "${*@Q}  # again after status $UNFINISHED or above 127, at most $MAX_RESTARTS times"
     return
   fi
   local child=0 status restarts=0 ended=

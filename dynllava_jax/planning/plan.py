@@ -53,7 +53,7 @@ def plan_step(config: TrainConfig, machine: Machine, images: int = 1) -> Report:
         program = step_program(model, config, mesh, length, images)
     except DoesNotFitError as error:
         return report | {"fits": False, "problem": str(error)}
-    moved = program.memory.arguments + program.memory.output
+    moved = program.read + program.memory.output
     return report | _measured(program, mesh, machine, operations, moved)
 
 
@@ -81,7 +81,7 @@ def plan_answer(model: ModelConfig, shape: Shape, mesh: str, dtype: str, machine
             yield report | {"fits": False, "problem": str(error)}
             continue
         held = {"state_per_device": dict(program.held)} if program.held else {}
-        yield report | held | _measured(program, grid, machine, operations, program.memory.arguments)
+        yield report | held | _measured(program, grid, machine, operations, program.read)
 
 
 def cost(report: Report, samples: int, mfu: float, machine: Machine) -> Report:

@@ -26,7 +26,8 @@ class Program:
 
     Attributes:
         name: step, prefill, decode or decode_all_kept.
-        memory: of one device.
+        memory: of one device, weights that lie there without being read included.
+        read: bytes of a device that it reads.
         seconds: that compiling took.
         cpu_seconds: of all threads; on a busy machine the better measure.
         text: its HLO.
@@ -35,6 +36,7 @@ class Program:
 
     name: str
     memory: aot.Memory
+    read: int
     seconds: float
     cpu_seconds: float
     text: str
@@ -108,4 +110,6 @@ def _timed(
             raise DoesNotFitError(str(error).splitlines()[0][:300]) from None
         raise
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu
-    return Program(name, aot.memory(compiled), seconds, cpu_seconds, compiled.as_text() or "", held)
+    memory = aot.memory(compiled)
+    there = dataclasses.replace(memory, arguments=max(memory.arguments, sum(held.values())))
+    return Program(name, there, memory.arguments, seconds, cpu_seconds, compiled.as_text() or "", held)

@@ -27,7 +27,7 @@ def test_it_goes_back_into_the_queue_until_it_is_done(desk: Desk) -> None:
     assert (status, runs) == (0, 4)
     assert desk.calls("srun") == [STEP] * 4
     assert desk.calls("scontrol") == ["requeue 17"] * 3
-    assert "saved and not finished: starting again (3 of at most 20)" in said
+    assert "not finished: starting again (3 of at most 20)" in said
 
 
 def test_a_failed_check_ends_it(desk: Desk) -> None:

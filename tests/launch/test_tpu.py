@@ -34,7 +34,7 @@ def test_a_slice_is_made_and_runs_again_until_all_is_done(desk: Desk) -> None:
     status, verbs, error = watch(desk, "", "75 75\n0 0\n")
     assert status == 0
     assert verbs == ["create", "ssh", "ssh"]
-    assert "saved and not finished" in error
+    assert "not finished: starting again (1 of at most 20)" in error
 
 
 def test_a_slice_that_was_taken_away_is_asked_for_again(desk: Desk) -> None:
