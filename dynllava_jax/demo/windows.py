@@ -44,6 +44,6 @@ def draw_window(rng: np.random.Generator, top: int, left: int, side: int) -> Win
         cut = cutout(thing)
         corner = (x - cut.width // 2, y - cut.height // 2)
         picture.paste(cut, corner, cut)
-        mask.paste(owner, corner, cut.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
+        mask.paste(owner, corner, Image.fromarray(np.asarray(cut.getchannel("A")) > 127))
         things.append(thing)
     return Window(picture, np.asarray(mask), background, tuple(things))
