@@ -35,6 +35,7 @@ MAY_USE = {
         *("checkpoint", "inference", "analysis", "training"),
     },
     "evaluation": {"config", "data", "demo", "inference"},
+    "viz": {"inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -50,6 +51,7 @@ MAY_USE = {
         "planning",
         "benchmark",
         "evaluation",
+        "viz",
     },
 }
 
