@@ -43,6 +43,7 @@ MAY_USE = {
         "kernels",
         "checkpoint",
         "inference",
+        "sharding",
         "convert",
         "verify",
         "analysis",
