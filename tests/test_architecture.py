@@ -44,6 +44,7 @@ MAY_USE = {
         "kernels",
         "checkpoint",
         "inference",
+        "sharding",
         "convert",
         "verify",
         "analysis",
