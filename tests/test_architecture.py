@@ -35,6 +35,7 @@ MAY_USE = {
         *("checkpoint", "inference", "analysis", "training"),
     },
     "evaluation": {"config", "data", "demo", "inference"},
+    "viz": {"inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -43,6 +44,7 @@ MAY_USE = {
         "kernels",
         "checkpoint",
         "inference",
+        "sharding",
         "convert",
         "verify",
         "analysis",
@@ -50,6 +52,7 @@ MAY_USE = {
         "planning",
         "benchmark",
         "evaluation",
+        "viz",
     },
 }
 

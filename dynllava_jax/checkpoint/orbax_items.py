@@ -17,8 +17,11 @@ from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.errors import InputError
 
 
-def save(path: AnyPath, leaves: Mapping[str, np.ndarray]) -> None:
-    """Raises InputError for an array without elements, which Orbax cannot keep."""
+def save(path: AnyPath, leaves: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Writes a flat dict; each shard of an array on devices becomes a chunk of its own.
+
+    Raises InputError for an array without elements, which Orbax cannot keep.
+    """
     for name, leaf in leaves.items():
         if leaf.size == 0:
             raise InputError(f"{name} has shape {list(leaf.shape)}: a tensor without elements cannot be stored.")
@@ -116,6 +119,7 @@ def _quiet() -> Iterator[None]:
 def _context(partial: bool = False) -> ocp.Context:
     """Uncompressed: float weights hardly compress, and the time is better spent reading."""
     context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     context.pytree.loading.partial_load = partial
     context.array.saving.use_compression = False
     return context

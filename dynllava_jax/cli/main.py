@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "whether a run fits on a machine, and what it costs, before it is rented",
     "eval": "measure how well a model answers",
     "demo": "make the demo model's data, and pretrain its tower",
+    "show": "pictures of what was kept, and of a training run",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in or out, or make a model of a training run",
     "inspect": "what a checkpoint holds",
