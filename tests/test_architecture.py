@@ -47,6 +47,7 @@ MAY_USE = {
         "kernels",
         "checkpoint",
         "inference",
+        "sharding",
         "convert",
         "verify",
         "analysis",

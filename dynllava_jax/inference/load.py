@@ -82,7 +82,7 @@ def load(
     random_weights = embedded_one and not embedded.trained()
     path = as_path(embedded.CHECKPOINT if embedded_one else model)
     source = None if random_weights else open_source(_existing(path))
-    config = embedded.config() if source is None else _without_untrained(source)
+    config = embedded.config() if source is None else without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})
     dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
 
@@ -128,7 +128,7 @@ def _existing(path: AnyPath) -> AnyPath:
     raise InputError(f"There is no model {str(path)!r}: give demo, or the folder of a converted checkpoint.")
 
 
-def _without_untrained(source: Source) -> ModelConfig:
+def without_untrained(source: Source) -> ModelConfig:
     """What conversion had to initialise at random would drop tokens at random: it stays unused."""
     fresh = source.facts.get("fresh", ())
     if "projector" in fresh:

@@ -18,13 +18,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
 from dynllava_jax.kernels.layout import across_lanes
 
-_TILE = 512
-"""Keys of one step; not measured yet."""
-_STEP_BYTES = 2**20
-"""Keys of one step over several heads, as many of values, each twice: a quarter of the smallest fast memory."""
 _LANES = 128
 _SUBLANES = 8
 
@@ -41,7 +38,7 @@ def read(
     """See `decode_join.Read`."""
     (batch, groups, ratio, size), capacity = query.shape, keys.shape[3]
     rows = pl.cdiv(ratio, _SUBLANES) * _SUBLANES
-    tile, across = min(_TILE, capacity), across_lanes(size)
+    tile, across = min(tuning.TPU_DECODE.keys, capacity), across_lanes(size)
     heads = _heads(groups, tile * size * keys.dtype.itemsize)
 
     def small(sample, group, step, layer, filled):
@@ -123,7 +120,7 @@ def _products(left, right, over: int):
 
 def _heads(groups: int, bytes_each: int) -> int:
     """Heads of one step: enough that its work outweighs its start."""
-    most = max(1, _STEP_BYTES // bytes_each)
+    most = max(1, tuning.TPU_DECODE.step_bytes // bytes_each)
     return max(count for count in range(1, groups + 1) if groups % count == 0 and count <= most)
 
 

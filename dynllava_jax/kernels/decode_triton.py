@@ -16,15 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int
 
+from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
 from dynllava_jax.kernels.triton import fitting, triton_call
-
-_TILE_BYTES = 16384
-"""Of keys, as many of values: two stages more in flight fit the shared memory of an A100."""
-_LARGEST_TILE = 128
-"""Keys; with more, the scores of a small head spill out of the registers."""
-_PROGRAMS = 512
-"""As many are started where the batch has too few heads to fill a device; not measured yet."""
 
 
 def read(
@@ -39,14 +33,15 @@ def read(
     """See `decode_join.Read`."""
     batch, groups, ratio, size = query.shape
     columns = fitting(size)
-    tile = min(_LARGEST_TILE, _TILE_BYTES // (columns * keys.dtype.itemsize))
+    sizes = tuning.GPU_DECODE
+    tile = min(sizes.keys, sizes.tile_bytes // (columns * keys.dtype.itemsize))
     parts = _parts(batch * groups, pl.cdiv(keys.shape[3], tile))
     kernel = functools.partial(_kernel, rows=fitting(ratio), columns=columns, tile=tile, parts=parts)
     return Partial(
         *triton_call(
             kernel,
-            warps=4,
-            stages=3,
+            warps=sizes.warps,
+            stages=sizes.stages,
             interpret=interpret,
             grid=(batch, groups, parts),
             out_shape=(
@@ -100,7 +95,7 @@ def _cells(row, column):
 
 def _parts(heads: int, tiles: int) -> int:
     """Programs that share the keys of one head of one sample."""
-    return max(1, min(tiles, _PROGRAMS // heads))
+    return max(1, min(tiles, tuning.GPU_DECODE.programs // heads))
 
 
 def _share(filled, part, tile: int, parts: int):

@@ -1,8 +1,8 @@
 """Block sizes of the attention kernels: the one table, and where each number came from.
 
 None was measured on hardware yet. What stands here compiled without register spills and fits the fast memory, by
-ahead-of-time compilation with jax 0.10.2 for A100, H100, v5e, v5p and v6e; among those the larger block was taken.
-`tests/kernels/test_policy_aot.py` holds it for the shapes it names. Not compiled: v4.
+ahead-of-time compilation with jax 0.10.2 for A100, H100, v4, v5e, v5p and v6e; among those the larger block was taken.
+`tests/kernels/test_policy_aot.py` and `test_decode.py` hold it for the shapes they name.
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ class GpuBlocks:
 
 
 # (GPU, bytes of a number, head dimension up to): shared memory of one block is 163 KiB on an A100, 227 KiB on an H100.
+# Exact products of float32 numbers take no tensor cores but many registers: larger tiles of them spill, in the backward
+# pass with heads of 128 all that are larger than the 16 x 16 that stand here.
 _GPU = {
     ("A100", 2, 64): GpuBlocks(128, 64, 8, 3, 64, 8, 2),
     ("A100", 2, 128): GpuBlocks(128, 32, 8, 3, 64, 8, 2),
@@ -50,6 +52,46 @@ _SAME = {"H200": "H100", "GH200": "H100"}
 _TPU_SIDE = {2: 512, 4: 256}
 """Bytes of a number -> queries and keys of one tile; 1024 overflows the memory of a v5p in the backward pass."""
 _TPUS = ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v5p", "TPU v6 lite")
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuDecode:
+    """How the Triton kernel reads a cache.
+
+    Attributes:
+        tile_bytes: of the keys of one tile, as many of values: `stages` of both fit the shared memory of an A100.
+        keys: of one tile, at most: with more, the scores of a small head spill out of the registers.
+        programs: as many are started where the batch has too few heads to fill a device; a guess.
+        warps, stages: of its programs.
+    """
+
+    tile_bytes: int
+    keys: int
+    programs: int
+    warps: int
+    stages: int
+
+
+GPU_DECODE = GpuDecode(16384, 128, 512, 4, 3)
+"""Compiled for A100 and H100."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuDecode:
+    """How the Mosaic kernel reads a cache.
+
+    Attributes:
+        keys: of one step, at most.
+        step_bytes: of the keys of one step over several heads; with as many of values, each twice, a quarter of the
+            smallest fast memory.
+    """
+
+    keys: int
+    step_bytes: int
+
+
+TPU_DECODE = TpuDecode(512, 2**20)
+"""Compiled for v4, v5e, v5p and v6e."""
 
 
 def gpu_blocks(target: Target, head_dim: int, itemsize: int) -> GpuBlocks:

@@ -88,7 +88,7 @@ def installed(package: str, *names: str) -> list[Any]:
 @pytest.mark.parametrize(
     "name",
     [
-        *installed("libtpu", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"),
+        *installed("libtpu", "v4:1x1x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"),
         *installed("jax_cuda13_plugin", "a100:1x1", "h100:1x1"),
     ],
 )
@@ -105,3 +105,5 @@ def test_it_compiles_without_spills_and_holds_no_scores(name: str) -> None:
 
     assert temporaries(False, 32, 32, 2048, 128, jnp.bfloat16, 4) <= 0.1
     assert temporaries(True, 8, 4, 704, 64, jnp.float32) <= 0.1
+    if device.platform == "gpu":  # the smallest tiles of the table
+        assert temporaries(False, 8, 4, 704, 128, jnp.float32) <= 0.1
