@@ -106,6 +106,7 @@ def _asked(model: Path, picture: np.ndarray) -> tuple:
         (["--official-repo", "repo", "--torch-python", "no-python"], "--torch-python no-python cannot be run: No such"),
         (["--official-repo", "repo"], "the PyTorch side did not run: "),
         (["--base", "x"], "not a part of one laid over its --base"),
+        (["--verify-image", "sample:dodo"], "There is no sample 'dodo'"),
     ],
 )
 def test_what_is_missing_is_said_before_any_work(
