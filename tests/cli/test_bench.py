@@ -49,7 +49,7 @@ def test_attention_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not here" in out
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_generation_dynamic_and_dense(cache: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "tiny", "--random-weights", "--batch", "2", "--prompt", "10", "--new-tokens", "5"]
     words += [] if cache else ["--no-cache"]
@@ -72,6 +72,7 @@ def test_generation_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixt
     assert record["tower_seconds"] is None
 
 
+@pytest.mark.slow
 def test_training_step(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "tiny", "--batch", "2", "--length", "48", "--mesh", "data=1", "--steps", "2"]
     (record,) = bench(capsys, "train", *words, "--dtype", "float32")
