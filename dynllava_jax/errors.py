@@ -1,4 +1,4 @@
-"""The two ways in which this package says no."""
+"""The ways in which this package says no."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,9 @@ class InputError(ValueError):
 
 class CheckError(RuntimeError):
     """A check that ran to its end and failed (exit status 1), such as a parity case out of tolerance."""
+
+
+class InterruptedRunError(RuntimeError):
+    """A run lost something that it needs, such as a process, and nothing is wrong with it: started again, it goes on
+    from what is saved (exit status 75, as after a signal).
+    """

@@ -34,7 +34,11 @@ MAY_USE = {
         *("config", "nn", "kernels", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis", "training"),
     },
-    "evaluation": {"config", "data", "demo", "inference"},
+    "evaluation": {
+        *("config", "data", "checkpoint", "demo", "sparsify", "inference"),
+        *("analysis", "training", "viz"),
+    },
+    "viz": {"inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {
         "config",
@@ -43,6 +47,7 @@ MAY_USE = {
         "kernels",
         "checkpoint",
         "inference",
+        "sharding",
         "convert",
         "verify",
         "analysis",
@@ -50,6 +55,7 @@ MAY_USE = {
         "planning",
         "benchmark",
         "evaluation",
+        "viz",
     },
 }
 

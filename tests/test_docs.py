@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import types
 import typing
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dynllava_jax.cli import main
 from dynllava_jax.config.training import TrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -44,3 +46,27 @@ def test_config_keys_exist(name: str) -> None:
     keys = set(re.findall(rf"`((?:{TOP})(?:\.[a-z0-9_]+)*)[` ]", (DOCS / name).read_text()))
     assert len(keys) > 10
     assert [key for key in sorted(keys) if not exists(key)] == []
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of every `dynllava` command of a document, of those in its sentences too."""
+    text = (DOCS / name).read_text()
+    blocks = "\n".join(line[4:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("    "))
+    run = re.search(r"^--config=\S+ --workdir=.*$", blocks, re.MULTILINE)
+    assert run is not None
+    inside = re.findall(r"`(dynllava [a-z]+ [^`]+)`", re.sub(r"\s*\n", " ", text))
+    found = [*re.findall(r"^dynllava .*$", blocks, re.MULTILINE), *inside]
+    return [shlex.split(re.sub(r"\bRUN\b", run[0], command)) for command in found]
+
+
+@pytest.mark.parametrize("command", commands("cluster.md"), ids=lambda words: " ".join(words[1:3]))
+def test_commands_exist(command: list[str]) -> None:
+    args = main._parse(command[1:])
+    for override in getattr(args, "overrides", ()):
+        assert exists(override.removeprefix("--config.").partition("=")[0]), override
+
+
+def test_files_that_documents_link_to_exist() -> None:
+    for document in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FULL = ("train", "tfds", "gcs", "dev")
+FULL = ("train", "tfds", "gcs", "show", "dev")
 
 
 def active(lines: list[str], python: str) -> dict[str, Requirement]:

@@ -108,7 +108,10 @@ def _last_step(workdir: Path) -> int:
 
 def _result(workdir: Path) -> tuple[Any, Any]:
     """Every step's metrics, and the checksum of every array of the last checkpoint."""
-    rows = [{key: value for key, value in row.items() if key not in _TIMES} for row in records(workdir)]
+    rows = [
+        {key: value for key, value in row.items() if key not in _TIMES and not key.startswith("time/")}
+        for row in records(workdir)
+    ]
     last = workdir / "checkpoints" / str(saved(workdir)[-1])
     return rows, json.loads((last / "hashes.json").read_text())["content"]["items"]
 

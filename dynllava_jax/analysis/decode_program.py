@@ -22,6 +22,7 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
 from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.cache import AXES
+from dynllava_jax.inference.decode import DecodeState
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.layouts import placement
 from dynllava_jax.kernels import api
@@ -55,6 +56,16 @@ def compile_segment(
         body, params, state = engine.segment_program(shape, config.sparsity, grown)
         limit = place(limit, where if mesh is None else replicated(mesh))
         return compile_ahead(body, params, _place(state, where), limit, donate_argnums=(1,))
+
+
+def segment_arguments(
+    config: ModelConfig, shape: Shape, where: Any, *, dtype: str = "bfloat16", grown: int = 0
+) -> tuple[Any, DecodeState]:
+    """The weights and the state of `compile_segment`, as shapes that lie where they will lie."""
+    engine, _ = _engine(config, where, dtype, None)
+    with _tracing(where):
+        _, params, state = engine.segment_program(shape, config.sparsity, grown)
+    return params, _place(state, where)
 
 
 def compile_prefill(

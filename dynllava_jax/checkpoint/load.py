@@ -80,6 +80,16 @@ def load_parameters(
     return params
 
 
+def leaf_shardings(config: ModelConfig, sharding: ShardingRule) -> dict[str, jax.sharding.Sharding | None]:
+    """Where each leaf of a checkpoint belongs when its parameter belongs where `sharding` says."""
+    where = _by_path(sharding(abstract_model(config)))
+    return {
+        leaf: _layer_sharding(where[target.path]) if target.stacked else where[target.path]
+        for target in targets(config)
+        for leaf in target.leaves
+    }
+
+
 def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 0) -> dict[str, jax.Array]:
     """Initial values of some parameters, the same for the same seed; the others are never computed."""
     names = {target.path for target in wanted}

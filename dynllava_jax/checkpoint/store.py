@@ -17,8 +17,10 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes, orbax_items, versions
@@ -34,6 +36,7 @@ CARRIED = "carried"
 FILES = "files"
 
 Leaf = np.ndarray | Callable[[], np.ndarray]
+Shardings = Mapping[str, jax.sharding.Sharding | None]
 
 _PACKAGES = ("dynllava_jax", "jax", "flax", "orbax-checkpoint", "numpy")
 
@@ -76,6 +79,7 @@ def write(
     extras: Extras = Extras(),
     progress: Callable[[int], None] = lambda nbytes: None,
     identity: str = "",
+    shardings: Shardings = MappingProxyType({}),
 ) -> None:
     """Writes a checkpoint, holding one item (a decoder layer, or the rest) in memory at a time.
 
@@ -88,6 +92,8 @@ def write(
         progress: is told the bytes of each finished item, also of one that was there already.
         identity: what is being written. Finished items that a killed process left of the same are kept, and their
             functions not called; "": nothing is kept.
+        shardings: where leaves go before they are written: each shard is a piece of its own on the disk, and a device
+            holds its shards of one item at a time. Leaves without one are written whole, from the host.
 
     Raises:
         InputError: `dst` is taken, or the disk refuses it. Whatever fails leaves no trace on disk.
@@ -101,7 +107,7 @@ def write(
     try:
         _clear(partial, finished)
         partial.mkdir(parents=True, exist_ok=True)
-        _write_into(partial, config, leaves, carried, extras, progress, identity, finished)
+        _write_into(partial, config, leaves, carried, extras, progress, identity, finished, shardings)
         if partial != dst:
             if dst.exists():
                 dst.rmdir()
@@ -201,6 +207,7 @@ def _write_into(
     progress: Callable[[int], None],
     identity: str,
     finished: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    shardings: Shardings,
 ) -> None:
     items: dict[str, Mapping[str, Mapping[str, Any]]] = dict(finished)
     files: dict[str, str] = {}
@@ -212,7 +219,7 @@ def _write_into(
             continue
         with ThreadPoolExecutor(1) as pool:  # writing waits for the disk while hashing computes
             described = pool.submit(hashes.describe, content)
-            orbax_items.save(folder / item, content)
+            orbax_items.save(folder / item, _placed(content, shardings))
             items[item] = described.result()
         progress(sum(leaf.nbytes for leaf in content.values()))
         # Rewritten after each item: the list of finished ones is what a resumed conversion reads.
@@ -233,6 +240,13 @@ def _write_into(
     files["config.json"] = hashes.hash_bytes(data)
     _write_json(folder / "hashes.json", listing)
     (folder / "config.json").write_bytes(data)
+
+
+def _placed(content: Mapping[str, np.ndarray], shardings: Shardings) -> dict[str, np.ndarray | jax.Array]:
+    return {
+        name: leaf if (where := shardings.get(name)) is None else jax.device_put(leaf, where)
+        for name, leaf in content.items()
+    }
 
 
 def _items(

@@ -91,6 +91,13 @@ def is_incomplete(path: epath.Path) -> bool:
     return stem.isdecimal() and not is_whole(path) and (not rest or rest.startswith("orbax-checkpoint-tmp"))
 
 
+def check_writable(folder: epath.Path) -> None:
+    """Writes and removes a file; raises OSError where that is not possible."""
+    probe = folder / "probe.tmp"
+    probe.write_text("x")
+    probe.unlink()
+
+
 def find(path: epath.Path) -> epath.Path | None:
     """The step folder that a work folder (its newest), a folder of checkpoints or a step folder means, if any."""
     if is_whole(path):

@@ -5,10 +5,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from dynllava_jax.checkpoint.load import ShardingRule
+from dynllava_jax.cli import verify_logits
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
+from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.sharding.specs import param_shardings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,6 +32,12 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument(
         "--no-predictors", action="store_true", help="keep a base LLaVA dense instead of adding untrained predictors"
     )
+    command.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help="write in the pieces of this mesh, such as data=1,fsdp=8: no device holds more than its shards of a layer",
+    )
+    verify_logits.add_options(command)
     add_json(command)
     command.set_defaults(run=run_from_torch)
 
@@ -42,6 +52,10 @@ def add_parser(subparsers: Any) -> None:
     )
     command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
     command.add_argument("--without-predictors", action="store_true", help="write the dense model only")
+    command.add_argument(
+        "--vision-tower", metavar="DIR", help="for --verify-logits, where mm_vision_tower names no folder here"
+    )
+    verify_logits.add_options(command)
     add_json(command)
     command.set_defaults(run=run_to_torch)
 
@@ -65,6 +79,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    sharding = None if args.mesh is None else _sharding(args.mesh)
+    if args.verify_logits:
+        verify_logits.prepare(args)
     with Progress("converting", "B", scaled=True) as progress:
         report = from_torch.convert(
             args.src,
@@ -75,15 +92,23 @@ def run_from_torch(args: argparse.Namespace) -> int:
             template=args.conv_template,
             predictors=not args.no_predictors,
             base=args.base,
+            sharding=sharding,
             on_start=progress.start,
             on_item=progress.advance,
         )
-    _tell(args, report, _from_torch_text(report))
-    return 0
+    logits = verify_logits.run(args, args.src, args.dst) if args.verify_logits else None
+    return _tell(args, report, _from_torch_text(report), logits)
+
+
+def _sharding(spec: str) -> ShardingRule:
+    mesh = make_mesh(spec)
+    return lambda model: param_shardings(model, mesh, model.config)
 
 
 def run_to_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    if args.verify_logits:
+        verify_logits.prepare(args)
     with Progress("exporting", "B", scaled=True) as progress:
         report = to_torch.export(
             args.src,
@@ -94,8 +119,8 @@ def run_to_torch(args: argparse.Namespace) -> int:
             on_start=progress.start,
             on_tensor=progress.advance,
         )
-    _tell(args, report, _to_torch_text(report))
-    return 0
+    logits = verify_logits.run(args, args.dst, args.src) if args.verify_logits else None
+    return _tell(args, report, _to_torch_text(report), logits)
 
 
 def run_make_random(args: argparse.Namespace) -> int:
@@ -113,23 +138,26 @@ def run_make_random(args: argparse.Namespace) -> int:
             on_start=progress.start,
             on_tensor=progress.advance,
         )
-    _tell(args, report, f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s of random weights")
-    return 0
+    return _tell(
+        args, report, f"{report.dst}: {report.nbytes / 1e9:.2f} GB in {report.seconds:.1f} s of random weights"
+    )
 
 
 def run_merge(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     with Progress("merging", " values", scaled=True) as progress:
         report = merge.merge(args.src, args.dst, dtype=args.dtype, on_start=progress.start, on_part=progress.advance)
-    _tell(args, report, _merge_text(report))
-    return 0
+    return _tell(args, report, _merge_text(report))
 
 
-def _tell(args: argparse.Namespace, report: Any, text: str) -> None:
+def _tell(args: argparse.Namespace, report: Any, text: str, logits: verify_logits.Outcome | None = None) -> int:
+    """Returns the exit status: 1 where logits were compared and are too far apart."""
     if args.json is None:
-        print(text)
+        print(text if logits is None else f"{text}\n  {logits}")
     else:
-        write_json(args.json, [dataclasses.asdict(report)])
+        more = {} if logits is None else {"logits": {**dataclasses.asdict(logits), "ok": logits.ok}}
+        write_json(args.json, [{**dataclasses.asdict(report), **more}])
+    return 0 if logits is None or logits.ok else 1
 
 
 def _from_torch_text(report: from_torch.Report) -> str:

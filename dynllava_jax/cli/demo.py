@@ -37,16 +37,16 @@ def add_parser(subparsers: Any) -> None:
         "command goes on where WORKDIR was saved.",
     )
     command.add_argument("workdir", type=Path, metavar="WORKDIR")
-    command.add_argument("--steps", type=int, default=TowerTraining.steps, metavar="N", help="optimizer steps (1500)")
+    command.add_argument("--steps", type=int, default=TowerTraining.steps, metavar="N", help="optimizer steps (4200)")
     command.add_argument(
         "--whole-steps",
         type=int,
         default=TowerTraining.whole_steps,
         metavar="N",
-        help="of these, the last ones, with whole pictures instead of quarters (100)",
+        help="of these, the last ones, with whole pictures instead of windows (450)",
     )
     command.add_argument(
-        "--batch-size", type=int, default=TowerTraining.batch_size, metavar="N", help="quarters of pictures a step (16)"
+        "--batch-size", type=int, default=TowerTraining.batch_size, metavar="N", help="windows of pictures a step (18)"
     )
     command.set_defaults(run=run_tower)
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return _batch(args)
     if args.stream and args.json is not None:
         raise InputError("--stream and --json exclude each other: JSON stands alone on stdout.")
-    images, question = _one(args)
+    images, question = asked(args)
     options: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
         "sampler": sampler(args.temperature, args.top_p, args.top_k),
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     }
     assistant = load_model(args)
     if assistant.scenes_only:
-        _warn_of_foreign(images)
+        warn_of_foreign(images)
     if args.stream:
         for piece in assistant.stream(images, question, **options):
             print(piece, end="", flush=True)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(args: argparse.Namespace) -> tuple[list[Any], str]:
+def asked(args: argparse.Namespace) -> tuple[list[Any], str]:
     """The pictures and the question; without both, a sample of the package stands in."""
     from dynllava_jax.demo import pictures
 
@@ -69,7 +69,7 @@ def _one(args: argparse.Namespace) -> tuple[list[Any], str]:
     return [image_source(image) for image in args.image or ()], args.question
 
 
-def _warn_of_foreign(images: list[Any]) -> None:
+def warn_of_foreign(images: list[Any]) -> None:
     """The demo model answers about any picture, in the only words that it has."""
     from dynllava_jax.demo import pictures
 

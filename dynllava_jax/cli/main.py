@@ -1,6 +1,7 @@
 """`dynllava`: one small file per command, and one place where errors become an exit status.
 
-0 done, 1 a check failed, 2 bad input (one line that names the file, field or key), 130 interrupted.
+0 done, 1 a check failed, 2 bad input (one line that names the file, field or key), 75 what has begun is saved and goes
+on with the same command, 130 interrupted.
 """
 
 import argparse
@@ -8,12 +9,12 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import dynllava_jax
-from dynllava_jax.errors import CheckError, InputError
+from dynllava_jax.cli.failure import is_expected, report
+from dynllava_jax.errors import InputError
 
 COMMANDS = {
     "generate": "ask about pictures",
@@ -22,6 +23,7 @@ COMMANDS = {
     "plan": "whether a run fits on a machine, and what it costs, before it is rented",
     "eval": "measure how well a model answers",
     "demo": "make the demo model's data, and pretrain its tower",
+    "show": "pictures of what was kept, and of a training run",
     "samples": "the pictures that come with the package",
     "convert": "bring PyTorch weights in or out, or make a model of a training run",
     "inspect": "what a checkpoint holds",
@@ -47,12 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(argv)
         _log_to_stderr(debug)
         logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
+        args.command_line = [*argv, *(["--debug"] if debug else [])]
         return args.run(args)
-    except (InputError, CheckError) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"dynllava: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("dynllava: interrupted", file=sys.stderr)
         return 130
@@ -61,10 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if debug:
+        if debug and not is_expected(error):
             raise
-        print(f"dynllava: error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-        return 1
+        return report(error, debug)[0]
 
 
 def _log_to_stderr(debug: bool) -> None:

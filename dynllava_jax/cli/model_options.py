@@ -11,7 +11,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="demo", metavar="NAME_OR_DIR", help="demo, or a converted checkpoint (demo)")
     parser.add_argument("--keep-rate", type=float, metavar="R", help="share of image tokens kept (the model's own)")
     parser.add_argument("--output-keep", choices=("on", "off"), default="on", help="may generated tokens be dropped")
-    parser.add_argument("--selector", metavar="NAME", help="image selector: random, stride, package.module:Class, …")
+    parser.add_argument(
+        "--selector", metavar="NAME", help="image selector: random, stride, pool, fastv, package.module:Class"
+    )
     parser.add_argument("--dense", action="store_true", help="drop nothing")
     parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16 (as stored)")
     parser.add_argument("--device", metavar="D", help="cpu, gpu or tpu (JAX's default)")

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ def make_folder(option: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{option} {folder} cannot be written: {error.strerror}.") from error
+
+
+def check_file(option: str, file: Path, endings: Sequence[str]) -> None:
+    """Refuses a file that cannot be written, or whose name ends in no format that is known, before any work."""
+    if file.suffix.lower() not in endings:
+        raise InputError(f"{option} {file} must end in one of {', '.join(endings)}.")
+    if file.is_dir() or not file.parent.is_dir():
+        why = "it is a folder" if file.is_dir() else "there is no such folder"
+        raise InputError(f"{option} {file} cannot be written: {why}.")
 
 
 def write_json(where: str, records: Iterable[Any]) -> None:

@@ -3,10 +3,13 @@
 import argparse
 import os
 import re
+import time
 from typing import Any
 
+from dynllava_jax.cli.failure import report
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.errors import InputError
+from dynllava_jax.training.guard import guard, is_guarded
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,7 +17,8 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="fine-tune on your own data",
         description="Trains as FILE says. A work folder with checkpoints is gone on with. Exit status 0: the last step "
-        "is done; 75: SIGTERM or SIGUSR1 came, everything is saved; 1: the loss is no number any more; 2: bad input.",
+        "is done; 75: start it again: SIGTERM or SIGUSR1 came and everything is saved, or a process was lost; 1: the "
+        "loss is no number any more; 2: bad input.",
         epilog="--config.KEY=VALUE changes a key of the config: --config.data.source=train.json --config.steps=100.",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or your own")
@@ -39,14 +43,24 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.distributed is not None and not is_guarded():
+        return guard(args.command_line)
+    began = time.monotonic()
     if args.deterministic:
         # Read when the first device is asked for, which has not happened yet.
         flags = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     if args.distributed is not None:
-        from dynllava_jax.training.processes import join
+        from dynllava_jax.training.processes import join, shared_fate
 
         join(args.distributed)
+        debug = "--debug" in args.command_line
+        with shared_fate(lambda error: report(error, debug)):
+            return _run(args, began)
+    return _run(args, began)
+
+
+def _run(args: argparse.Namespace, began: float) -> int:
     from dynllava_jax.config.experiment import read_experiment
 
     config = read_experiment(args.config, args.overrides)
@@ -63,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.workdir is None:
         raise InputError("--workdir is missing: name the folder for checkpoints and metrics.")
-    options = Options(args.workdir, args.resume == "force", args.restore, _window(args.profile))
+    options = Options(args.workdir, args.resume == "force", args.restore, _window(args.profile), began)
     result = train(config, options)
     if args.json is not None:
         write_json(args.json, [{"step": result.step, "steps": result.steps, "finished": result.finished}])

@@ -52,8 +52,9 @@ Predictor = LinearPredictor | MlpPredictor | TransformerPredictor
 class SparsityConfig:
     """Token sparsification (paper section 3; official `sparse_config`).
 
-    A selector is `"learned"`, `"random"`, `"stride"`, `"package.module:Class"`, or None for "keep everything".
-    The three image places are: after the tower, before the decoder, after decoder layer `sparse_layer - 1`.
+    A selector is `"learned"`, `"random"`, `"stride"`, of images also `"pool"` and `"fastv"`, or your own
+    `"package.module:Class"`; None keeps everything. The three image places are: after the tower, before the decoder,
+    after decoder layer `sparse_layer - 1`.
     """
 
     sparse_layer: int = 2
@@ -82,7 +83,9 @@ class SparsityConfig:
             )
         for place in ("tower_selector", "embed_selector"):
             if getattr(self, place) == "learned":
-                raise InputError(f"SparsityConfig.{place} has no learned form; use random, stride or your own class.")
+                raise InputError(
+                    f"SparsityConfig.{place} has no learned form; use random, stride, pool or your own class."
+                )
 
     def dense(self) -> "SparsityConfig":
         """The same weights with nothing dropped by the decoder's selectors."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from dynllava_jax.checkpoint import hashes, store
 from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shapes, targets
-from dynllava_jax.checkpoint.load import fresh_parameters
+from dynllava_jax.checkpoint.load import ShardingRule, fresh_parameters, leaf_shardings
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.config.hf import from_hf
 from dynllava_jax.config.model import ModelConfig, TextPrep
@@ -78,6 +78,7 @@ def convert(
     template: str = "vicuna_v1",
     predictors: bool = True,
     base: str | os.PathLike | None = None,
+    sharding: ShardingRule | None = None,
     on_start: Callable[[int], None] = lambda nbytes: None,
     on_item: Callable[[int], None] = lambda nbytes: None,
 ) -> Report:
@@ -93,6 +94,8 @@ def convert(
         template: the conversation template, which PyTorch checkpoints do not record.
         predictors: give a base LLaVA freshly initialised predictors; otherwise it stays a dense model.
         base: the model that adapters or a projector in `src` were trained on.
+        sharding: where the parameters will be, such as `lambda model: param_shardings(model, mesh, model.config)`:
+            they are written from there, in the pieces of that mesh; None: from the host, whole.
         on_start: is told the bytes to come.
         on_item: is told the bytes of each part written.
 
@@ -112,6 +115,7 @@ def convert(
     if untrained and predictors:
         learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
         config = dataclasses.replace(config, sparsity=learned)
+    shardings = {} if sharding is None else leaf_shardings(config, sharding)
     tower = _choose_tower(own, given, prefer_tower, config, notes)
     plan = make_plan(
         source.weights,
@@ -148,7 +152,8 @@ def convert(
         ),
         extras=_extras(source, tower, fresh, plan, notes),
         progress=on_item,
-        identity=_identity(plan, config, dtype),
+        identity=_identity(plan, config, dtype, shardings),
+        shardings=shardings,
     )
     if not_finite:
         shown = ", ".join(sorted(not_finite)[:5])
@@ -300,11 +305,12 @@ def _sizes(plan: Plan, config: ModelConfig, dtype: np.dtype | None) -> list[tupl
     return [(count * dtype.itemsize, dtype) for count, dtype in found]
 
 
-def _identity(plan: Plan, config: ModelConfig, dtype: str | None) -> str:
+def _identity(plan: Plan, config: ModelConfig, dtype: str | None, shardings: store.Shardings) -> str:
     """Changes when anything that is written may change; files count by name, size and time of change."""
     stamps = {step.weights.folder: step.weights.stamp() for step in plan.steps}
     carried = [name for _, name in plan.carried]
-    return hashes.hash_bytes(repr((stamps, [step.rule for step in plan.steps], carried, config, dtype)).encode())
+    rules = [step.rule for step in plan.steps]
+    return hashes.hash_bytes(repr((stamps, rules, carried, config, dtype, dict(shardings))).encode())
 
 
 def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:

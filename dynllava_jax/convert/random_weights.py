@@ -4,6 +4,7 @@ For measuring conversion, memory and loading at full size without a download. Th
 """
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def make_random(
     nbytes = sum(tensor.spec.nbytes for tensor in plan.tensors)
     on_start(nbytes)
     pool = np.random.default_rng(seed).standard_normal(_POOL, np.float32).astype(kind)
+    # Arithmetic of half floats is slow; few tensors differ in scale.
+    scaled = functools.cache(lambda scale: pool * kind.type(scale))
     with unfinished(dst, f"random {seed} {dtype} {layout} {shard_bytes} {config}") as partial:
         space.check(partial, nbytes)
         for folder in sorted({tensor.folder for tensor in plan.tensors}):
@@ -86,7 +89,7 @@ def make_random(
             writer = SafetensorsWriter(partial / folder, [tensor.spec for tensor in mine], shard_bytes)
             for number, tensor in enumerate(mine):
                 if tensor.name not in writer.done:
-                    writer.put(tensor.name, _values(pool, tensor, number))
+                    writer.put(tensor.name, _values(scaled, tensor, number))
                 on_tensor(tensor.spec.nbytes)
             writer.finish()
         for name, data in small.items():
@@ -105,14 +108,12 @@ def _unused_in_tower(prefix: str, config: ModelConfig) -> Iterator[tuple[str, tu
         yield f"{prefix}post_layernorm.{part}", (config.vision.hidden_size,)
 
 
-def _values(pool: np.ndarray, tensor: Tensor, number: int) -> np.ndarray:
+def _values(scaled: Callable[[float], np.ndarray], tensor: Tensor, number: int) -> np.ndarray:
     """Weights of the size that keeps activations finite; norms near one."""
     shape = tensor.spec.shape
-    count = int(np.prod(shape, dtype=np.int64))
+    scale = float(np.prod(shape[1:], dtype=np.int64)) ** -0.5 if len(shape) > 1 else 0.1
     first = number * 7919 % (_POOL // 2)
-    values = np.resize(pool[first:], count).reshape(shape)
-    if len(shape) > 1:
-        return (values * pool.dtype.type(float(np.prod(shape[1:], dtype=np.int64)) ** -0.5)).astype(pool.dtype)
-    if "norm" in tensor.name and tensor.name.endswith("weight"):
-        return (1 + values * pool.dtype.type(0.1)).astype(pool.dtype)
-    return (values * pool.dtype.type(0.1)).astype(pool.dtype)
+    values = np.resize(scaled(scale)[first:], shape)
+    if len(shape) == 1 and "norm" in tensor.name and tensor.name.endswith("weight"):
+        values += values.dtype.type(1)
+    return values

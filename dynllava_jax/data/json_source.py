@@ -8,8 +8,8 @@ N samples.
 
 import hashlib
 import json
-import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class JsonSource:
         self.name = str(file)
         self._images = os.path.abspath(images)
         self._spans = spans
-        self._view: mmap.mmap | None = None
+        self._opened: int | None = None
 
     @staticmethod
     def open(file: str, images: str | None) -> "JsonSource":
@@ -59,10 +59,12 @@ class JsonSource:
         return len(self._spans)
 
     def record(self, index: int) -> Record:
-        start, end = self._spans[index]
+        start, end = map(int, self._spans[index])
         where = f"{self.name}, sample {index}"
+        if len(text := self._bytes(start, end)) < end - start:
+            raise SampleError(where, "data file cut short", f"it ended at byte {end} or later when the run began")
         try:
-            value = json.loads(self._bytes()[start:end])
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SampleError(where, "malformed record", f"no JSON: {error}") from None
         return read_record(value, where)
@@ -84,7 +86,8 @@ class JsonSource:
             raise SampleError(record.id, "unreadable image", f"{path}: {error.strerror}") from None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        with open(self.name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _path(self, record: Record, number: int) -> str:
         image = record.images[number]
@@ -98,11 +101,13 @@ class JsonSource:
             raise SampleError(record.id, "missing image", f"{path} does not exist")
         return path
 
-    def _bytes(self) -> mmap.mmap:
-        if self._view is None:
-            with open(self.name, "rb") as file:
-                self._view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._view
+    def _bytes(self, start: int, end: int) -> bytes:
+        # Kept open, so that a file that takes its name is not read in its place; but not mapped into memory: the system
+        # kills a process that looks at a part that the file has lost since.
+        if self._opened is None:
+            self._opened = os.open(self.name, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._opened)
+        return os.pread(self._opened, end - start, start)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_view": None}
+        return self.__dict__ | {"_opened": None}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from dynllava_jax.demo.catalogue import HUES, MATERIAL
+from dynllava_jax.demo.catalogue import HUES, MATERIAL, Background
 from dynllava_jax.demo.scenes import Placement, Scene
 
 SIDE = 336
@@ -21,14 +21,28 @@ _HUE_REACH = 0.14
 
 def render(scene: Scene) -> tuple[Image.Image, UInt8[np.ndarray, "Y X"]]:
     """The picture [336, 336] and its mask: 0 where the background is seen, i + 1 where placement i is."""
-    picture = _photograph(scene)
+    picture = _backdrop(scene)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     for number, placement in enumerate(scene.placements, 1):
-        cutout, (x, y) = _cutout(placement), box(placement)[:2]
-        picture.paste(cutout, (x, y), cutout)
-        opaque = np.asarray(cutout.getchannel("A")) > 127
+        cut = cutout(placement)
+        x, y = box(placement)[:2]
+        picture.paste(cut, (x, y), cut)
+        opaque = np.asarray(cut.getchannel("A")) > 127
         mask[y : y + opaque.shape[0], x : x + opaque.shape[1]][opaque] = number
     return picture, mask
+
+
+def cutout(placement: Placement) -> Image.Image:
+    """The thing alone as it stands in the picture, RGBA; what is transparent is not the thing."""
+    picture = _object(placement.thing.name, placement.colour).resize(_size(placement), Image.Resampling.BILINEAR)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placement.mirrored else picture
+
+
+@functools.cache
+def photograph(background: Background) -> Image.Image:
+    """The whole photograph, larger than a picture."""
+    with Image.open(MATERIAL / "backgrounds" / f"{background.name}.jpg") as file:
+        return file.convert("RGB")
 
 
 def box(placement: Placement) -> tuple[int, int, int, int]:
@@ -38,6 +52,11 @@ def box(placement: Placement) -> tuple[int, int, int, int]:
     corner = (placement.column * _CELL[0], placement.row * _CELL[1])
     x, y = (round(c + f / 2 + s * f / 3) for c, f, s in zip(corner, free, placement.shift, strict=True))
     return x, y, x + width, y + height
+
+
+def place_of(x: int, y: int) -> int:
+    """Index into PLACES of the cell in which a pixel lies."""
+    return y // _CELL[1] * (SIDE // _CELL[0]) + x // _CELL[0]
 
 
 def patch_shares(mask: UInt8[np.ndarray, "Y X"], patch: int = 14) -> Int[np.ndarray, "things patches"]:
@@ -53,22 +72,11 @@ def _size(placement: Placement) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _cutout(placement: Placement) -> Image.Image:
-    picture = _object(placement.thing.name, placement.colour).resize(_size(placement), Image.Resampling.BILINEAR)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placement.mirrored else picture
-
-
-def _photograph(scene: Scene) -> Image.Image:
-    picture = _background(scene.background.name)
+def _backdrop(scene: Scene) -> Image.Image:
+    picture = photograph(scene.background)
     x, y = (round(share * (size - SIDE)) for share, size in zip(scene.crop[:2], picture.size, strict=True))
     picture = picture.crop((x, y, x + SIDE, y + SIDE))
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if scene.crop[2] else picture
-
-
-@functools.cache
-def _background(name: str) -> Image.Image:
-    with Image.open(MATERIAL / "backgrounds" / f"{name}.jpg") as file:
-        return file.convert("RGB")
 
 
 @functools.cache

@@ -94,11 +94,12 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
         if place not in things:
             free = np.setdiff1d(np.flatnonzero(usable[:, place]), list(things.values()))
             things[place] = int(rng.choice(free))
-    placements = tuple(_placement(rng, OBJECTS[things[place]], place) for place in sorted(places))
+    placements = tuple(place_at_random(rng, OBJECTS[things[place]], place) for place in sorted(places))
     return Scene(BACKGROUNDS[background], placements, (rng.random(), rng.random(), bool(rng.random() < 0.5)))
 
 
-def _placement(rng: np.random.Generator, thing: Thing, place: int) -> Placement:
+def place_at_random(rng: np.random.Generator, thing: Thing, place: int) -> Placement:
+    """The thing at that place; size, colour, side and shift are drawn."""
     return Placement(
         thing,
         place,

@@ -1,10 +1,14 @@
 """Pretraining of the demo's vision tower, which LLaVA finds ready-made in CLIP: it names what each patch shows.
 
 Four linear heads read the features that the projector will read: the thing (or the background) that most of a patch
-belongs to, its colour, its size, and the photograph. Most steps see a quarter of the picture, with the position
-embeddings of just that quarter, because attention over all patches costs four times as much; the last steps see all.
+belongs to, its colour, its size, and the photograph. Most steps see small windows of crowded pictures, with the
+position embeddings of just that part: attention over all patches costs far more, and scenes are mostly background. The
+last steps see whole scenes.
 
-Every step's scenes follow from the step's number. B pictures, P patches, C features.
+Positions begin as sinusoids and queries equal to keys, so that attention begins by looking around each patch (after
+Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023): learned from nothing it takes longer.
+
+Every step's pictures follow from the step's number. B pictures, P patches, C features, G patches a side.
 """
 
 import dataclasses
@@ -23,9 +27,14 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.demo.catalogue import BACKGROUNDS, COLOURS, OBJECTS
 from dynllava_jax.demo.render import SIDE, patch_shares, render
 from dynllava_jax.demo.scenes import draw
+from dynllava_jax.demo.windows import Window, draw_window
 from dynllava_jax.model.vision import VisionTower
 
 _NONE = -1
+_PARTS = 3
+"""A window's side is this part of a picture's."""
+_LONGEST = 24.0
+"""Ratio of the longest sinusoid to the shortest, which is four patches long."""
 HEADS = {"thing": len(OBJECTS) + 1, "colour": len(COLOURS), "size": 2, "background": len(BACKGROUNDS)}
 
 
@@ -33,13 +42,13 @@ HEADS = {"thing": len(OBJECTS) + 1, "colour": len(COLOURS), "size": 2, "backgrou
 class TowerTraining:
     """How long and how fast.
 
-    `whole_steps` of the `steps`, the last ones, see whole pictures, a quarter of `batch_size` at a time.
+    `whole_steps` of the `steps`, the last ones, see whole pictures, a ninth of `batch_size` at a time: as many patches.
     """
 
-    steps: int = 1500
-    whole_steps: int = 100
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    steps: int = 4200
+    whole_steps: int = 450
+    batch_size: int = 18
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     seed: int = 0
     save_every: int = 200
@@ -86,32 +95,34 @@ def train(
 
 
 def batch(step: int, config: ModelConfig, training: TowerTraining, whole: bool) -> Batch:
-    """The pictures of a step; all of them are cut at the same corner, unless they are whole."""
+    """The pictures of a step: windows that are all cut at the same corner, or whole scenes."""
     rng = np.random.default_rng((training.seed, step))
     grid, patch = config.vision.grid, config.vision.patch_size
-    side = grid if whole else grid // 2
+    side = grid if whole else grid // _PARTS
     top, left = (int(corner) for corner in rng.integers(0, grid - side + 1, 2))
-    count = max(1, training.batch_size // 4) if whole else training.batch_size
-    pixels = np.empty((count, side * patch, side * patch, 3), np.float32)
-    labels = {name: np.full((count, side, side), _NONE, np.int32) for name in HEADS}
-    window = (slice(top, top + side), slice(left, left + side))
-    for row in range(count):
-        # Crowded scenes teach more a step.
-        while len((scene := draw(rng, "train")).placements) < 3:
-            pass
-        picture, mask = render(scene)
-        seen = np.asarray(picture, np.float32)[top * patch :, left * patch :]
-        pixels[row] = seen[: side * patch, : side * patch] / 255
-        owner = np.argmax(patch_shares(mask, patch), axis=0).reshape(grid, grid)[window]
-        described = [(0, _NONE, _NONE, BACKGROUNDS.index(scene.background))]
-        for one in scene.placements:
-            colour = _NONE if one.colour is None else COLOURS.index(one.colour)
-            described.append((1 + OBJECTS.index(one.thing), colour, int(one.size == "large"), _NONE))
-        for head, values in zip(HEADS, np.array(described).T, strict=True):
-            labels[head][row] = values[owner]
+    count = max(1, training.batch_size // _PARTS**2) if whole else training.batch_size
+    drawn = [_whole(rng) if whole else draw_window(rng, top * patch, left * patch, side * patch) for _ in range(count)]
+    pixels = np.stack([np.asarray(one.picture, np.float32) / 255 for one in drawn])
     prep = config.image_prep
     pixels = (pixels - np.array(prep.mean, np.float32)) / np.array(prep.std, np.float32)
-    return Batch(pixels, {name: value.reshape(len(value), -1) for name, value in labels.items()}, (top, left))
+    labels = np.stack([_labels(one, patch) for one in drawn])
+    return Batch(pixels, {name: labels[..., head] for head, name in enumerate(HEADS)}, (top, left))
+
+
+def _whole(rng: np.random.Generator) -> Window:
+    # Crowded scenes teach more a step.
+    while len((scene := draw(rng, "train")).placements) < 3:
+        pass
+    return Window(*render(scene), scene.background, scene.placements)
+
+
+def _labels(window: Window, patch: int) -> Int[np.ndarray, "P heads"]:
+    described = [(0, _NONE, _NONE, BACKGROUNDS.index(window.background))]
+    for one in window.things:
+        colour = _NONE if one.colour is None else COLOURS.index(one.colour)
+        described.append((1 + OBJECTS.index(one.thing), colour, int(one.size == "large"), _NONE))
+    owner = np.argmax(patch_shares(window.mask, patch), axis=0)
+    return np.array(described, np.int32)[owner]
 
 
 def tower_of(state: TowerState) -> dict[str, np.ndarray]:
@@ -123,16 +134,18 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
     graph, start = nnx.split(VisionTower(nnx.Rngs(params=jax.random.key(training.seed)), config))
     flat = nnx.to_flat_state(start)
     paths = {"/".join(map(str, path)): (path, param) for path, param in flat}
-    half = dataclasses.replace(
+    side = SIDE // _PARTS
+    part = dataclasses.replace(
         config,
-        vision=dataclasses.replace(config.vision, image_size=SIDE // 2),
-        image_prep=dataclasses.replace(config.image_prep, resize=SIDE // 2, crop=SIDE // 2),
+        vision=dataclasses.replace(config.vision, image_size=side),
+        image_prep=dataclasses.replace(config.image_prep, resize=side, crop=side),
     )
-    half_graph = nnx.split(jax.eval_shape(lambda: VisionTower(nnx.Rngs(params=jax.random.key(0)), half)))[0]
+    part_graph = nnx.split(jax.eval_shape(lambda: VisionTower(nnx.Rngs(params=jax.random.key(0)), part)))[0]
     width = config.vision.hidden_size
     keys = jax.random.split(jax.random.key(training.seed + 1), len(HEADS))
     heads = {name: 0.02 * jax.random.normal(key, (width, HEADS[name])) for name, key in zip(HEADS, keys, strict=True)}
-    params = {"tower": {name: param.get_value() for name, (_, param) in paths.items()}, "heads": heads}
+    tower = _looking_around({name: param.get_value() for name, (_, param) in paths.items()}, config.vision.grid)
+    params = {"tower": tower, "heads": heads}
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, training.learning_rate, min(100, training.steps // 10), training.steps
     )
@@ -145,7 +158,7 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
         if not whole:
             tower = tower | {"position_embedding": _cut(tower["position_embedding"], config.vision.grid, corner)}
         leaves = [(path, param.replace(tower[name])) for name, (path, param) in paths.items()]
-        return nnx.merge(graph if whole else half_graph, nnx.from_flat_state(leaves))(pixels).features
+        return nnx.merge(graph if whole else part_graph, nnx.from_flat_state(leaves))(pixels).features
 
     def loss(params: dict[str, Any], batch: Batch) -> tuple[Array, dict[str, Array]]:
         seen = features(params["tower"], jnp.asarray(batch.pixels), batch.corner)
@@ -163,6 +176,20 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
         return optax.apply_updates(params, updates), optimizer, metrics  # pyright: ignore[reportReturnType]
 
     return step, TowerState(params, rule.init(params), 0)
+
+
+def _looking_around(tower: dict[str, Array], grid: int) -> dict[str, Array]:
+    """The same tower with positions as sinusoids of y and x, and in each layer one orthogonal map for query and key."""
+    classes, positions = jnp.split(tower["position_embedding"], [1])
+    waves = _LONGEST ** -jnp.linspace(0, 1, positions.shape[1] // 4, endpoint=False) * jnp.pi / 2
+    angles = jnp.stack(jnp.mgrid[:grid, :grid], -1).reshape(-1, 2, 1) * waves
+    sinusoids = 0.5 * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).reshape(positions.shape)
+    query = jnp.linalg.qr(tower["layers/attention/query/kernel"])[0]
+    return tower | {
+        "position_embedding": jnp.concatenate([classes, sinusoids]),
+        "layers/attention/query/kernel": query,
+        "layers/attention/key/kernel": jnp.copy(query),
+    }
 
 
 def _judge(
@@ -184,7 +211,7 @@ def _mean(values: Array, where: Array) -> Array:
 
 def _cut(embedding: Float[Array, "T C"], grid: int, corner: Any) -> Float[Array, "t C"]:
     patches = embedding[1:].reshape(grid, grid, -1)
-    part = jax.lax.dynamic_slice(patches, (*corner, 0), (grid // 2, grid // 2, patches.shape[-1]))
+    part = jax.lax.dynamic_slice(patches, (*corner, 0), (grid // _PARTS, grid // _PARTS, patches.shape[-1]))
     return jnp.concatenate([embedding[:1], part.reshape(-1, patches.shape[-1])])
 
 

@@ -15,6 +15,7 @@ from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Buckets, Shape, fit
 from dynllava_jax.inference.conversation import Chat
 from dynllava_jax.inference.engine import Engine
+from dynllava_jax.inference.explain import Explanation, explain
 from dynllava_jax.inference.prepare import DEFAULT_ANSWER, Preparer, as_list
 from dynllava_jax.inference.request import Answer, Request
 from dynllava_jax.inference.run import Prepared, Run
@@ -103,6 +104,23 @@ class Assistant:
             raise answer
         return answer
 
+    def explain(
+        self,
+        images: Image | Sequence[Image] | None,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Sampler = GREEDY,
+        seed: int = 0,
+        dense: bool = False,
+        use_cache: bool = True,
+    ) -> Explanation:
+        """As `generate`, with what was decided about every image token and every token of the answer."""
+        prepared = self.prepare(Request(question, as_list(images), max_new_tokens, sampler, seed))
+        with self.lock:
+            run = self._finish([prepared], self._sparsity(dense), use_cache)
+            return explain(run, self._read(run, 0), prepared.pixels, self.tokenizer, self.config)
+
     def generate_batch(
         self, requests: Sequence[Request], *, dense: bool = False, use_cache: bool = True
     ) -> list[Answer | InputError]:
@@ -123,9 +141,9 @@ class Assistant:
         for first in range(0, len(ready), size):
             chunk = ready[first : first + size]
             with self.lock:
-                answers = self._finish([item for _, item in chunk], self._sparsity(dense), use_cache)
-            for (place, _), answer in zip(chunk, answers, strict=True):
-                results[place] = answer
+                run = self._finish([item for _, item in chunk], self._sparsity(dense), use_cache)
+            for row, (place, _) in enumerate(chunk):
+                results[place] = self._read(run, row)
         return [result for result in results if result is not None]
 
     def stream(
@@ -191,13 +209,16 @@ class Assistant:
     def _sparsity(self, dense: bool) -> SparsityConfig:
         return self.config.sparsity.dense() if dense else self.config.sparsity
 
-    def _finish(self, prepared: Sequence[Prepared], sparsity: SparsityConfig, use_cache: bool) -> list[Answer]:
+    def _finish(self, prepared: Sequence[Prepared], sparsity: SparsityConfig, use_cache: bool) -> Run:
         run = Run.open(self.engine, prepared, sparsity, use_cache=use_cache)
         end_at_stop(run, self.tokenizer, self._template)
         while not run.finished:
             run.advance()
             end_at_stop(run, self.tokenizer, self._template)
-        return [read(run, row, self.tokenizer, self._template) for row in range(len(prepared))]
+        return run
+
+    def _read(self, run: Run, row: int) -> Answer:
+        return read(run, row, self.tokenizer, self._template)
 
 
 def _stop_ids(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The compiled programs of generation and their placement on devices. No text, no files: arrays in, arrays out.
 
-B batch rows, S sequence, T new tokens, M images, K kept tokens of one image.
+B batch rows, S sequence, T new tokens, M images, P image tokens of one image, K kept of P.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from dynllava_jax.inference.buckets import Buckets, Shape, output_rate
 from dynllava_jax.inference.cache import Cache
 from dynllava_jax.inference.decode import DecodeState, Segment, SegmentPlan, segment, start
 from dynllava_jax.inference.extend import ExtendPlan, extend
-from dynllava_jax.inference.prefill import PrefillPlan, prefill
+from dynllava_jax.inference.prefill import PrefillOutput, PrefillPlan, prefill
 from dynllava_jax.inference.sampling import Draws
 from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
@@ -53,11 +53,15 @@ class Opened(NamedTuple):
         kept: patch of every image token that entered the deep stack, or None without images.
         logits: float32 [B, V] of the last prompt token.
         deep_length: tokens that entered the deep stack.
+        origin: patch that each image token stands for, or None without images.
+        scores: what the image tokens were ranked by, or None when none was ranked.
     """
 
     kept: Int[Array, "B M K"] | None
     logits: Float[Array, "B V"]
     deep_length: Int[Array, " B"]
+    origin: Int[Array, "B M P"] | None
+    scores: Float[Array, "B M P"] | None
 
 
 class Engine:
@@ -262,8 +266,7 @@ class Engine:
         draws = _draws(asked)
         out = prefill(nnx.merge(self._graph, params), batch, draws.key, plan)
         assert out.cache is not None
-        state = start(out.logits, out.cache, asked.budget, draws, self.stop_ids)
-        return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
+        return start(out.logits, out.cache, asked.budget, draws, self.stop_ids), _opened(out)
 
     def _run_segment(
         self, params: Any, state: DecodeState, limit: Array, plan: SegmentPlan
@@ -294,12 +297,16 @@ class Engine:
         self, params: Any, batch: Batch, asked: Asked, plan: nocache.NoCachePlan
     ) -> tuple[nocache.NoCacheState, Opened]:
         state, out = nocache.start(nnx.merge(self._graph, params), batch, asked.budget, _draws(asked), plan)
-        return state, Opened(out.kept_origin, out.logits, out.selection.lengths)
+        return state, _opened(out)
 
     def _run_nocache(
         self, params: Any, state: nocache.NoCacheState, limit: Array, plan: nocache.NoCachePlan
     ) -> tuple[nocache.NoCacheState, Segment]:
         return nocache.segment(nnx.merge(self._graph, params), state, limit, plan)
+
+
+def _opened(out: PrefillOutput) -> Opened:
+    return Opened(out.kept_origin, out.logits, out.selection.lengths, out.origin, out.selection.image_scores)
 
 
 def _draws(asked: Asked) -> Draws:

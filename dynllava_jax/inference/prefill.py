@@ -56,13 +56,15 @@ class PrefillOutput(NamedTuple):
         logits: float32, of the last real token; of every deep slot when the probe asks for logits.
         cache: both stacks', or None.
         selection: what was kept.
-        kept_origin: patch that each kept image token stands for, or None without images.
+        origin: patch that each image token stands for, or None without images.
+        kept_origin: the same of the kept ones.
         trace: residual stream after every layer of the shallow and of the deep stack, or None.
     """
 
     logits: Float[Array, "B V"] | Float[Array, "B S2 V"]
     cache: Cache | None
     selection: Selection
+    origin: Int[Array, "B M P"] | None
     kept_origin: Int[Array, "B M K"] | None
     trace: tuple[Float[Array, "L B S D"], Float[Array, "L2 B S2 D"]] | None
 
@@ -128,6 +130,7 @@ def prefill(
         logits=model.decoder.logits(out),
         cache=cache,
         selection=selection,
+        origin=None if images is None else images.origin,
         kept_origin=_origin(images, selection),
         trace=(shallow.trace, deep.trace) if shallow.trace is not None and deep.trace is not None else None,
     )

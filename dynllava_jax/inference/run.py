@@ -13,7 +13,7 @@ from dynllava_jax.data.spans import Sample
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.inference.cache import Cache, StackCache
 from dynllava_jax.inference.decode import NEVER_FED, DecodeState
-from dynllava_jax.inference.engine import Asked, Engine
+from dynllava_jax.inference.engine import Asked, Engine, Opened
 from dynllava_jax.inference.nocache import NoCacheState
 from dynllava_jax.inference.sampling import Sampler, as_numbers
 
@@ -44,6 +44,7 @@ class Run:
         tokens: answer tokens of each row so far.
         fed: keep decision of each token that was fed back, row by row.
         kept: for each row and image the patches kept.
+        opened: what the prefill told, on the device; None of a further turn.
         done: rows whose answers are finished.
         held: for each row the tokens in its `shallow` and its `deep` cache (0 without a cache).
         seconds: wall time so far of `prefill` and `decode`.
@@ -56,6 +57,7 @@ class Run:
     tokens: list[list[int]]
     fed: list[list[int]]
     kept: list[list[list[int]]]
+    opened: Opened | None
     done: np.ndarray
     held: list[dict[str, int]]
     seconds: dict[str, float]
@@ -84,7 +86,7 @@ class Run:
         opening = engine.open if use_cache else engine.open_without_cache
         state, opened = opening(batch, asked_of(prepared, shape.rows), shape, sparsity)
         images = [len(item.pixels) for item in prepared]
-        return Run._begin(engine, shape, sparsity, state, opened.kept, images, began)
+        return Run._begin(engine, shape, sparsity, state, opened, images, began)
 
     @staticmethod
     def resume(
@@ -158,11 +160,11 @@ class Run:
         shape: Shape,
         sparsity: SparsityConfig,
         state: DecodeState | NoCacheState,
-        kept: jax.Array | None,
+        opened: Opened | None,
         images: Sequence[int],
         began: float,
     ) -> "Run":
-        first, patches = jax.device_get((state.token, kept))
+        first, patches = jax.device_get((state.token, None if opened is None else opened.kept))
         run = Run(
             engine,
             shape,
@@ -174,6 +176,7 @@ class Run:
                 [] if patches is None else [patches[row, image].tolist() for image in range(count)]
                 for row, count in enumerate(images)
             ],
+            opened=opened,
             done=np.zeros(0, bool),
             held=[],
             seconds={},

@@ -18,6 +18,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LESS = re.compile(r"ROOT .* compare\([^,]+, (?:s32\[\]\S* )?%?([\w.\-]+)\), direction=LT")
+_FUSION = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
@@ -51,8 +53,15 @@ def traffic(text: str, devices: int, per_host: int) -> list[Traffic]:
     """
     found: dict[str, list[tuple[int, float, bool]]] = defaultdict(list)
     times = _runs(text)
+    fusions = {match[1] for _, line in _lines(text) if (match := _FUSION.search(line))}
+    begun: set[str] = set()
     for name, line in _lines(text):
         if times.get(name) and (match := _OPERATION.search(line)):
+            # The TPU compiler spreads one collective over several fusions, and writes it down in each of them.
+            if name in fusions and (channel := _CHANNEL.search(line)):
+                if channel[1] in begun:
+                    continue
+                begun.add(channel[1])
             result, kind, started = match.groups()
             groups = _groups(line, devices)
             sent = _sent(kind, _payload(result, bool(started)), len(groups[0]))

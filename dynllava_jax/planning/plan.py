@@ -20,7 +20,7 @@ from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.kernels import api
 from dynllava_jax.planning.collectives import Traffic, traffic
 from dynllava_jax.planning.machine import Machine
-from dynllava_jax.planning.programs import DoesNotFitError, Program, answer_programs, step_program
+from dynllava_jax.planning.programs import DoesNotFitError, Program, answer_programs, on_device, step_program
 from dynllava_jax.planning.roofline import Roofline, prefill_flops, roofline, token_flops
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training.ahead import arguments
@@ -53,12 +53,12 @@ def plan_step(config: TrainConfig, machine: Machine, images: int = 1) -> Report:
         program = step_program(model, config, mesh, length, images)
     except DoesNotFitError as error:
         return report | {"fits": False, "problem": str(error)}
-    moved = program.memory.arguments + program.memory.output
+    moved = program.read + program.memory.output
     return report | _measured(program, mesh, machine, operations, moved)
 
 
 def plan_answer(model: ModelConfig, shape: Shape, mesh: str, dtype: str, machine: Machine) -> Iterator[Report]:
-    """The reports of prefill and of one decoded token.
+    """The reports of prefill and of one decoded token, see `answer_programs`.
 
     Raises:
         InputError: the mesh does not divide, or the compiler is not installed.
@@ -71,17 +71,17 @@ def plan_answer(model: ModelConfig, shape: Shape, mesh: str, dtype: str, machine
         "dtype": dtype,
         "attention": _attention(None, grid),
     }
-    names = iter(("prefill", "decode"))
-    try:
-        for program in answer_programs(model, shape, grid, dtype):
-            next(names)
-            prefill = program.name == "prefill"
-            operations = prefill_flops(model, shape) if prefill else token_flops(model, shape)
-            yield {"program": program.name, **shared, "flops": operations} | _measured(
-                program, grid, machine, operations, program.memory.arguments
-            )
-    except DoesNotFitError as error:
-        yield {"program": next(names), **shared, "fits": False, "problem": str(error)}
+    for name, compile in answer_programs(model, shape, grid, dtype).items():
+        prefill = name == "prefill"
+        operations = prefill_flops(model, shape) if prefill else token_flops(model, shape)
+        report = {"program": name, **shared, "flops": operations}
+        try:
+            program = compile()
+        except DoesNotFitError as error:
+            yield report | {"fits": False, "problem": str(error)}
+            continue
+        held = {"state_per_device": dict(program.held)} if program.held else {}
+        yield report | held | _measured(program, grid, machine, operations, program.read)
 
 
 def cost(report: Report, samples: int, mfu: float, machine: Machine) -> Report:
@@ -106,6 +106,7 @@ def _measured(program: Program, mesh: Mesh, machine: Machine, operations: float,
             "limit": machine.limit,
         },
         "compile_seconds": round(program.seconds, 1),
+        "compile_cpu_seconds": round(program.cpu_seconds, 1),
         "collectives": [_collective(each) for each in sent],
         "roofline": _roofline(bounds),
     }
@@ -124,7 +125,7 @@ def _state(config: TrainConfig, model: ModelConfig, mesh: Mesh, machine: Machine
     trainer = Trainer(model, config, mesh, total=1000)
     (params, adam, _), frozen, batch = arguments(trainer, length, images)
     parts = {"parameters": params, "moments": adam, "frozen": frozen, "batch": batch}
-    held = {name: sum(map(_on_device, jax.tree.leaves(part))) for name, part in parts.items()}
+    held = {name: on_device(part) for name, part in parts.items()}
     whole = {name: sum(map(_whole, jax.tree.leaves(part))) for name, part in parts.items()}
     saved = whole["parameters"] + whole["moments"]
     return {
@@ -134,11 +135,6 @@ def _state(config: TrainConfig, model: ModelConfig, mesh: Mesh, machine: Machine
         "host_bytes_while_saving": (held["parameters"] + held["moments"]) * machine.per_host,
         "host_bytes_per_step": math.ceil(whole["batch"] / machine.hosts),
     }
-
-
-def _on_device(leaf: jax.ShapeDtypeStruct) -> int:
-    assert leaf.sharding is not None
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
 
 
 def _whole(leaf: jax.ShapeDtypeStruct) -> int:

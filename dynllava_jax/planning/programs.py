@@ -1,14 +1,18 @@
 """The programs of a run, compiled for a machine that is not there: an optimizer step, a prefill, a decode segment."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynllava_jax.analysis import aot
-from dynllava_jax.analysis.decode_program import compile_prefill, compile_segment
+from dynllava_jax.analysis.decode_program import compile_prefill, compile_segment, segment_arguments
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.errors import InputError
@@ -21,16 +25,25 @@ class Program:
     """A compiled program.
 
     Attributes:
-        name: step, prefill or decode.
-        memory: of one device.
+        name: step, prefill, decode or decode_all_kept.
+        memory: of one device, weights that lie there without being read included.
+        read: bytes of a device that it reads.
         seconds: that compiling took.
+        cpu_seconds: of all threads; on a busy machine the better measure.
         text: its HLO.
+        held: bytes of a device by what they are, where arguments are told apart.
     """
 
     name: str
     memory: aot.Memory
+    read: int
     seconds: float
+    cpu_seconds: float
     text: str
+    held: Mapping[str, int]
+
+
+Compile = Callable[[], Program]
 
 
 class DoesNotFitError(Exception):
@@ -47,19 +60,47 @@ def step_program(model: ModelConfig, config: TrainConfig, mesh: Mesh, length: in
     return _timed("step", lambda: compile_step(model, config, mesh, length=length, images=images))
 
 
-def answer_programs(model: ModelConfig, shape: Shape, mesh: Mesh, dtype: str) -> Iterator[Program]:
-    """Prefill and decode segment of a batch of requests, the segment with the deep cache at its largest.
+def answer_programs(model: ModelConfig, shape: Shape, mesh: Mesh, dtype: str) -> dict[str, Compile]:
+    """What a batch of requests runs, by name; each raises `DoesNotFitError` where it exceeds the device's memory.
 
-    Raises:
-        DoesNotFitError: one exceeds the device's memory.
+    `prefill`; `decode`, a segment with the deep cache as large as it gets when as much of the answer is kept as is
+    expected; and `decode_all_kept`, the same when nothing of it is dropped, unless that is the same program.
     """
-    grown = len(shape.deep_capacities(output_rate(model))) - 1
-    yield _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype))
-    yield _timed("decode", lambda: compile_segment(model, shape, mesh, dtype=dtype, grown=grown))
+    sizes = shape.deep_capacities(output_rate(model))
+    expected = expected_growth(shape, output_rate(model))
+
+    def segment(name: str, grown: int) -> Program:
+        params, state = segment_arguments(model, shape, mesh, dtype=dtype, grown=grown)
+        held = {"weights": on_device(params), "cache": on_device(state.cache)}
+        return _timed(name, lambda: compile_segment(model, shape, mesh, dtype=dtype, grown=grown), held)
+
+    programs: dict[str, Compile] = {
+        "prefill": lambda: _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype)),
+        "decode": lambda: segment("decode", expected),
+    }
+    if expected < len(sizes) - 1:
+        programs["decode_all_kept"] = lambda: segment("decode_all_kept", len(sizes) - 1)
+    return programs
 
 
-def _timed(name: str, compile: Callable[[], jax.stages.Compiled]) -> Program:
-    start = time.monotonic()
+def expected_growth(shape: Shape, rate: float) -> int:
+    """How often the deep cache has grown at the end of an answer of which `rate` is kept."""
+    needed = shape.deep_length + math.ceil(rate * shape.answer)
+    return next(number for number, size in enumerate(shape.deep_capacities(rate)) if size >= needed)
+
+
+def on_device(tree: Any) -> int:
+    """Bytes of placed shapes on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _timed(
+    name: str, compile: Callable[[], jax.stages.Compiled], held: Mapping[str, int] = MappingProxyType({})
+) -> Program:
+    start, cpu = time.monotonic(), time.process_time()
     try:
         compiled = compile()
     except InputError:
@@ -68,4 +109,7 @@ def _timed(name: str, compile: Callable[[], jax.stages.Compiled]) -> Program:
         if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error).lower():
             raise DoesNotFitError(str(error).splitlines()[0][:300]) from None
         raise
-    return Program(name, aot.memory(compiled), time.monotonic() - start, compiled.as_text() or "")
+    seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu
+    memory = aot.memory(compiled)
+    there = dataclasses.replace(memory, arguments=max(memory.arguments, sum(held.values())))
+    return Program(name, there, memory.arguments, seconds, cpu_seconds, compiled.as_text() or "", held)

@@ -115,10 +115,14 @@ class SelectorContext:
         return self.place in TEXT_PLACES
 
 
-_BUILT_IN = {  # name: (images, text). Named, not imported: the predictors are part of the model, a room above.
+_BUILT_IN: dict[str, tuple[str | None, str | None]] = {
+    # name: (images, text), None where it has no such form.
+    # Named, not imported: the predictors are part of the model, a room above.
     "learned": ("dynllava_jax.model.predictors:learned", "dynllava_jax.model.predictors:learned"),
     "random": ("dynllava_jax.sparsify.baselines:RandomImage", "dynllava_jax.sparsify.baselines:RandomText"),
     "stride": ("dynllava_jax.sparsify.baselines:StrideImage", "dynllava_jax.sparsify.baselines:StrideText"),
+    "pool": ("dynllava_jax.sparsify.pooling:PoolImage", None),
+    "fastv": ("dynllava_jax.sparsify.fastv:FastV", None),
 }
 
 
@@ -177,8 +181,13 @@ def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
     own = name not in _BUILT_IN
     if not own:
         if name == "learned" and context.place in ("tower", "embed"):
-            raise InputError(f"SparsityConfig.{context.place}_selector has no learned form; use random or stride.")
-        name = _BUILT_IN[name][context.judges_text]
+            raise InputError(
+                f"SparsityConfig.{context.place}_selector has no learned form; use random, stride or pool."
+            )
+        known = _BUILT_IN[name][context.judges_text]
+        if known is None:
+            raise InputError(f"{context.place}_selector {name} judges images only; use learned, random or stride.")
+        name = known
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute):
         near = difflib.get_close_matches(name, _BUILT_IN, n=1)

@@ -3,6 +3,7 @@
 `checkpoint.trained` says what lies on disk and why damage cannot pass; this file writes and resumes.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -70,7 +71,7 @@ class TrainingCheckpoints:
             lora: of the run, without which its adapters could not be merged.
 
         Raises:
-            InputError: `init` is no checkpoint.
+            InputError: `init` is no checkpoint, or the folder cannot be written.
         """
         self._workdir = epath.Path(workdir)
         self._folder = self._workdir / trained.CHECKPOINTS
@@ -88,10 +89,17 @@ class TrainingCheckpoints:
         self._pending: Future[None] | None = None
         self._current: int | None = None
         self._replaceable: set[int] = set()
+        error = None
         if processes.is_first():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._clear()
-            self._copy_files(files or (None if source is None else source.files))
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                trained.check_writable(self._folder)
+                self._clear()
+                self._copy_files(files or (None if source is None else source.files))
+            except OSError as failure:
+                reason = failure.strerror or failure
+                error = InputError(f"{self._folder} cannot be written: {reason}; nothing could be saved there.")
+        processes.raise_together(error)
 
     def __enter__(self) -> "TrainingCheckpoints":
         return self
@@ -170,13 +178,16 @@ class TrainingCheckpoints:
             data=data,
             lora=self._lora,
         )
-        if processes.is_first() and path.exists():
-            trained.remove(path)
         described = {item: checksums.describe(leaves) for item, leaves in items.items()}
         try:
+            if processes.is_first():
+                # Where Orbax cannot make its folder, it leaves threads behind that keep the process from ending.
+                trained.check_writable(self._folder)
+                if path.exists():
+                    trained.remove(path)
             written = orbax_items.save_async(path, items)
         except Exception as error:
-            raise _not_written(path, error) from error
+            raise self._not_written(path, error) from error
         self._current = step
         self._pending = self._thread.submit(self._finish, path, written, info, described)
 
@@ -189,6 +200,16 @@ class TrainingCheckpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             processes.raise_together(pending.exception())
+
+    def check(self) -> None:
+        """Says early that the save in progress has failed on this process; does not wait.
+
+        Raises:
+            InputError: it has.
+        """
+        if self._pending is not None and self._pending.done() and (error := self._pending.exception()) is not None:
+            self._pending = None
+            raise error
 
     def restore(self, step: int | None, params: Any, rest: Any, frozen: Any = None) -> Restored:
         """Reads a checkpoint onto devices and checks every array. Collective.
@@ -267,6 +288,17 @@ class TrainingCheckpoints:
             return InputError(f"{error}; there is none before it: start again in another work folder.")
         return InputError(f"{error}; to go on from the one before it, ask for it: --restore={before[-1]}.")
 
+    def _not_written(self, path: epath.Path, error: Exception) -> InputError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        saved = []
+        with contextlib.suppress(OSError):  # the folder may be gone altogether
+            saved = [step for step in self.steps() if step != int(path.name)]
+        then = f"goes on from step {saved[-1]}" if saved else "begins anew"
+        return InputError(
+            f"Checkpoint {path} could not be written: {reason}; see to it that the folder has room and may be written, "
+            f"then the same command {then}."
+        )
+
     def _spell(self) -> str:
         return ", ".join(map(str, self.steps())) or "none"
 
@@ -284,7 +316,7 @@ class TrainingCheckpoints:
                 trained.seal(path, dataclasses.replace(info, items=items))
                 self._retire(info.step)
         except Exception as error:
-            raise _not_written(path, error) from error
+            raise self._not_written(path, error) from error
         self._replaceable = set()
 
     def _retire(self, newest: int) -> None:
@@ -327,8 +359,3 @@ def _check_shapes(path: epath.Path, info: trained.Info, like: Mapping[str, Mappi
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(f"{path} does not fit this run's config: {'; '.join(problems[:5])}{more}.")
-
-
-def _not_written(path: epath.Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"Checkpoint {path} could not be written: {reason}")

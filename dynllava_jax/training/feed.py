@@ -107,6 +107,11 @@ class Feed:
         self.close()
         raise got
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch, or the end, is there already."""
+        return not self._ready.empty()
+
     def __enter__(self) -> "Feed":
         return self
 

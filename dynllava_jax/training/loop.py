@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from dynllava_jax.data.batch import Batch
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training import describe, health, processes
 from dynllava_jax.training.checkpoint import TrainingCheckpoints
+from dynllava_jax.training.claim import claim
 from dynllava_jax.training.evaluate import evaluate
 from dynllava_jax.training.feed import DeviceBatch, Feed
+from dynllava_jax.training.goodput import CHECKPOINT, Goodput, advice, measured
 from dynllava_jax.training.identity import check_same_run, identity
 from dynllava_jax.training.initial import initial_values, made_paths
 from dynllava_jax.training.metrics import check_packages, open_writers
@@ -29,6 +32,7 @@ from dynllava_jax.training.setup import Subject, settle
 from dynllava_jax.training.state import TrainState, abstract_state, begin
 from dynllava_jax.training.step import Trainer
 from dynllava_jax.training.stop import StopSignal
+from dynllava_jax.training.supply import Supply
 from dynllava_jax.training.watch import stopped
 
 _log = logging.getLogger(__name__)
@@ -43,12 +47,14 @@ class Options:
         force: go on although config or data differ.
         restore: the checkpoint to go on from; None: the newest.
         profile: first step (from 1 on) and number of steps to trace.
+        began: when the process did, by `time.monotonic`, for the account of its time; None: now.
     """
 
     workdir: str
     force: bool = False
     restore: int | None = None
     profile: tuple[int, int] | None = None
+    began: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +110,9 @@ def train(config: TrainConfig, options: Options) -> Result:
     """Trains to the last step, or until a signal stops it: everything is saved in either case.
 
     Raises:
-        InputError: bad input, or a work folder that holds another run.
-        CheckError: the loss is no number any more, or exploded.
+        InputError: bad input, a work folder that holds another run or that another run uses, what cannot be written.
+        CheckError: the loss or the gradient is no number any more, or the loss exploded.
+        InterruptedRunError: a process that the run needs was lost; started again, it goes on.
     """
     # ---------------------------------------------------------------------------------------- model, mesh, data, plan
     run = prepare(config)
@@ -115,6 +122,7 @@ def train(config: TrainConfig, options: Options) -> Result:
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
+        claimed = stack.enter_context(claim(options.workdir))
         checkpoints = stack.enter_context(_checkpoints(run, options))
 
         # ------------------------------------------------------------------------------------------------------ state
@@ -123,6 +131,7 @@ def train(config: TrainConfig, options: Options) -> Result:
             _say(f"{options.workdir} is finished: all {start} steps are done")
             return Result(start, len(plan), {})
         memory = _memory(run)
+        times = stack.enter_context(measured(options.workdir, start, options.began))
 
         # ------------------------------------------------------------------------------------------------------ steps
         _write_experiment(config, options)
@@ -130,15 +139,18 @@ def train(config: TrainConfig, options: Options) -> Result:
         recorder = Recorder(writers, run.samples, run.subject.model, config, list(trainer.mesh.devices.flat))
         feed = stack.enter_context(Feed(run.samples.dataset, plan, trainer.mesh, config.data, start_step=start))
         trace = stack.enter_context(profiler(options.workdir, options.profile))
+        supply = Supply(feed, recorder, times)
         doctor = _Doctor(run)
         step, ending = start, False
         try:
-            for fed in feed:
+            for fed in supply:
                 step = fed.step + 1
                 trace.before(step, state)
                 state, metrics = trainer.step(state, fed.batch)
                 recorder.add(step, metrics)
                 _tell_failures(fed)
+                checkpoints.check()
+                times.beat()
                 ending = stop.agreed()
 
                 # ----------------------------------------------------------------- health, evaluation and checkpoints
@@ -147,20 +159,40 @@ def train(config: TrainConfig, options: Options) -> Result:
                     continue
                 recorder.settle()  # a bad loss is never saved
                 more = doctor.examine(state, fed.batch) if now.health else {}
-                more |= _evaluate(run, state) if now.evaluation else {}
-                recorder.note(more)
+                if now.evaluation:
+                    with supply.watched():
+                        more |= _evaluate(run, state)
+                    if supply.broken is not None:
+                        break
+                recorder.note(more | times.numbers() if now.checkpoint else more)
                 if now.checkpoint:
-                    _save(checkpoints, state, step, memory, more.get("eval/loss"))
+                    claimed.check()
+                    with times.spent(CHECKPOINT):
+                        _save(checkpoints, state, step, memory, more.get("eval/loss"))
+                    times.saved(step)
+                    _advise(run, times)
                     recorder.restart()
                 if ending:
                     break
+            if supply.broken is not None:
+                # ------------------------------------------------------------------------ no more data: save what is
+                recorder.settle()
+                claimed.check()
+                if step > start and jax.process_count() == 1:  # others wait in a step that will not be
+                    _save(checkpoints, state, step, memory, None)
+                    times.saved(step)
         except BadLossError as error:
             checkpoints.wait()
             saved = checkpoints.steps()
             ids = run.samples.ids(error.step - 1)
             raise stopped(error.step, error.problem, ids, saved[-1] if saved else None) from None
         recorder.note()
-        checkpoints.wait()
+        with times.spent(CHECKPOINT):
+            checkpoints.wait()
+        if supply.broken is not None:
+            raise supply.error(checkpoints.steps())
+        times.write()
+        _say(str(times.times))
         _say(f"step {step} of {len(plan)} is done and saved in {options.workdir}")
         return Result(step, len(plan), recorder.last)
 
@@ -247,6 +279,14 @@ def _evaluate(run: Run, state: TrainState) -> dict[str, float]:
     assert run.held_out is not None
     with Feed(run.held_out.dataset, run.held_out.plan, run.trainer.mesh, run.config.data) as feed:
         return evaluate(lambda batch: run.trainer.evaluate(state, batch), (fed.batch for fed in feed))
+
+
+def _advise(run: Run, times: Goodput) -> None:
+    """Warns, once, of devices that wait for data: those of the slowest process, for which all wait."""
+    waiting = processes.largest(times.waiting())
+    if (sentence := advice(waiting, run.config.data, os.cpu_count() or 1)) is not None and not times.warned:
+        times.warned = True
+        _say(f"warning: {sentence}")
 
 
 class _Doctor:

@@ -96,8 +96,14 @@ class JsonLines:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
         if self._lines is None:
-            with self._path.open("a") as file:
-                file.write(line)
+            try:
+                with self._path.open("a") as file:
+                    file.write(line)
+            except OSError as error:
+                raise InputError(
+                    f"{self._path} could not be written: {error.strerror}; see to it that there is room, then the same "
+                    "command goes on from the last checkpoint."
+                ) from None
             return
         self._lines.append(line)
         if time.monotonic() - self._written > _REMOTE_SECONDS:
@@ -192,7 +198,7 @@ class Progress:
         if step in (self._start + 1, self._total) or now - self._said >= _LINE_SECONDS:
             self._said = now
             left = (self._total - step) * (now - self._began) / max(1, step - self._start)
-            print(f"step {step}/{self._total}  {summary(values)}  ETA {_clock(left)}", file=sys.stderr, flush=True)
+            print(f"step {step}/{self._total}  {summary(values)}  ETA {spell_time(left)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -211,6 +217,7 @@ def summary(values: Mapping[str, float]) -> str:
     return "  ".join(form.format(values[name]) for name, form in forms if name in values)
 
 
-def _clock(seconds: float) -> str:
+def spell_time(seconds: float) -> str:
+    """Hours, minutes, seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,15 +1,35 @@
 """What the processes of a run have to agree on; nothing happens where there is only one."""
 
+import contextlib
+import json
+import os
 import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the store of strings that all processes see, which has no public name
 from jax.experimental import multihost_utils
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import CheckError, InputError, InterruptedRunError
+from dynllava_jax.training.guard import PEERS
 
 AUTO = "auto"
+SILENCE = "DYNLLAVA_SILENCE"
+"""Environment variable: seconds without a sign of life after which a process counts as lost."""
+
+_SILENCE = 60
+_THREADS = 4
+"""Of XLA's pool, for each device of a CPU."""
+_POLL = 1.0
+"""Seconds between two looks at whether another process has ended."""
+_HOST, _ENDED = "dynllava/host/", "dynllava/ended"
 
 
 def join(where: str = AUTO) -> None:
@@ -31,11 +51,80 @@ def join(where: str = AUTO) -> None:
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
     # On a CPU two dispatched programs run at the same time, and their collectives wait for each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # Each of its devices holds a thread of XLA's pool while it waits in a collective, and a core gives only one.
+    if (devices := jax.config.jax_num_cpu_devices) > 1:  # pyright: ignore[reportAttributeAccessIssue]
+        os.environ.setdefault("NPROC", str(_THREADS * devices))
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_silence())
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--distributed finds no other processes ({reason}); give HOST:PORT,COUNT,NUMBER.") from error
+
+
+@contextlib.contextmanager
+def shared_fate(report: Callable[[Exception], tuple[int, str]]) -> Iterator[None]:
+    """What ends one process with an error ends all of them, with the same exit status and one line each.
+
+    Otherwise those that are well would wait for the one that has left. Where there is only one, nothing happens.
+
+    Args:
+        report: says what an error was; returns exit status and message.
+    """
+    store, number, count = (distributed.global_state.client, *_place())
+    if store is None or count == 1:
+        yield
+        return
+    store.key_value_set(f"{_HOST}{number}", socket.gethostname())
+    hosts = [store.blocking_key_value_get(f"{_HOST}{other}", 1000 * _silence()) for other in range(count)]
+    if file := os.environ.get(PEERS):
+        Path(file).write_text(json.dumps(hosts))
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(store, number, hosts, over, os.getppid()), daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (InputError, CheckError, InterruptedRunError)):
+            # A lost process first shows as a broken connection. JAX finds out which one it was, and ends this one too.
+            time.sleep(1.5 * _silence())
+        over.set()
+        status, message = report(error)
+        with contextlib.suppress(Exception):  # another one was quicker, or the store is gone
+            store.key_value_set(_ENDED, json.dumps([number, status, message]))
+        _leave(status, number)
+    finally:
+        over.set()
+
+
+def _watch(store: Any, number: int, hosts: list[str], over: threading.Event, parent: int) -> None:
+    """Ends this process when another says that it has ended, or when nobody looks on any more."""
+    while not over.wait(_POLL):
+        if os.getppid() != parent:
+            os._exit(os.EX_TEMPFAIL)
+        try:
+            other, status, message = json.loads(store.key_value_try_get(_ENDED))
+        except Exception:  # nothing is there, or the store is gone: then JAX ends this process
+            continue
+        if not over.is_set():
+            _leave(status, number, f"dynllava: error: process {other} on {hosts[other]} has ended: {message}\n")
+
+
+def _leave(status: int, number: int, line: str = "") -> None:
+    """Without the usual way out, which waits for the other processes; the first, which has the store, last."""
+    if number == 0:
+        time.sleep(4 * _POLL)
+    sys.stderr.write(line)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _place() -> tuple[int, int]:
+    """Number of this process and their count, without asking for devices."""
+    return distributed.global_state.process_id, distributed.global_state.num_processes
+
+
+def _silence() -> int:
+    return int(os.environ.get(SILENCE, _SILENCE))
 
 
 def is_first() -> bool:
@@ -45,6 +134,11 @@ def is_first() -> bool:
 def same(value: int) -> int:
     """The first process's value, on every process. Collective."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def largest(value: float) -> float:
+    """The largest of all processes' values, on every process. Collective."""
+    return value if jax.process_count() == 1 else float(np.max(multihost_utils.process_allgather(np.float32(value))))
 
 
 def raise_together(error: BaseException | None) -> None:

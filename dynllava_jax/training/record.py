@@ -12,11 +12,11 @@ from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.training.metrics import Writer
 from dynllava_jax.training.samples import Samples
 from dynllava_jax.training.step import Metrics
-from dynllava_jax.training.watch import LossWatch
+from dynllava_jax.training.watch import LossWatch, gradient_problem
 
 
 class BadLossError(Exception):
-    """A step's loss is no number or exploded; `step` counts steps done."""
+    """A step's loss or gradient is no number, or the loss exploded; `step` counts steps done."""
 
     def __init__(self, step: int, problem: str) -> None:
         super().__init__(problem)
@@ -70,7 +70,7 @@ class Recorder:
         values["skipped"] = self._samples.rows(step - 1) - values["samples"]
         self._done = step, values | self._speed(step, time.perf_counter() - self._since)
         self._since = time.perf_counter()
-        if (problem := self._watch.problem(values["loss"])) is not None:
+        if (problem := self._watch.problem(values["loss"]) or gradient_problem(values)) is not None:
             self.note()
             raise BadLossError(step, problem)
 

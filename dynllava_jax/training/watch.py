@@ -1,6 +1,7 @@
-"""Stops a run whose loss is no number any more, or explodes."""
+"""Stops a run whose loss or gradient is no number any more, or whose loss explodes."""
 
 import math
+from collections.abc import Mapping
 
 from dynllava_jax.errors import CheckError
 
@@ -30,6 +31,21 @@ class LossWatch:
         return None
 
 
+def gradient_problem(values: Mapping[str, float]) -> str | None:
+    """What is wrong with a step's gradient, or None: the parameters that it gave are lost, though the loss, which is
+    that of the parameters before, looks well.
+
+    Args:
+        values: a step's metrics, with "grad_norm" and "grad_norm/PART".
+    """
+    norms = {name: value for name, value in values.items() if name.partition("/")[0] == "grad_norm"}
+    bad = {name: value for name, value in norms.items() if not math.isfinite(value)}
+    parts = sorted(name.partition("/")[2] for name in bad if "/" in name)
+    if not bad:
+        return None
+    return f"the gradient of {', '.join(parts) or 'all parts together'} is {next(iter(bad.values()))}"
+
+
 def stopped(step: int, problem: str, ids: tuple[str, ...], last_good: int | None) -> CheckError:
     """The error that ends the run.
 
@@ -40,4 +56,7 @@ def stopped(step: int, problem: str, ids: tuple[str, ...], last_good: int | None
         last_good: newest checkpoint.
     """
     saved = "there is no checkpoint yet" if last_good is None else f"the last checkpoint is that of step {last_good}"
-    return CheckError(f"Stopped at step {step}: {problem}; its samples are {', '.join(ids)}; {saved}.")
+    return CheckError(
+        f"Stopped at step {step}: {problem}; its samples are {', '.join(ids)}; start again, and if it comes again, "
+        f"look at these samples or lower optimizer.learning_rate; {saved}."
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dynllava_jax.errors import InputError
+from dynllava_jax.verify.tolerance import LOGITS
 
 _INFO_ROWS = ("input_embeds_indices", "groups", "in_no_group", "grad_norms")
 """Facts in `info` that are compared; a key may go on after the name, as `input_embeds_indices_before` does."""
@@ -73,11 +74,13 @@ class Recording:
         path: the folder.
         round_ids: token ids that open a user's turn.
         names: the cases, in order; files that hold only inputs are none.
+        dtype: in which the official code computed.
     """
 
     path: Path
     round_ids: tuple[int, ...]
     names: tuple[str, ...]
+    dtype: str = "float32"
 
     @property
     def checkpoint(self) -> Path:
@@ -143,7 +146,10 @@ def read_recording(path: Path) -> Recording:
     marker = manifest.get("special_text", {}).get("USER:")
     if not isinstance(marker, list) or not all(isinstance(token, int) for token in marker):
         raise InputError(f"{path / 'manifest.json'}: special_text must give the token ids of 'USER:'.")
-    return Recording(path, tuple(marker), tuple(_case_names(path / "cases")))
+    dtype = manifest.get("dtype", "float32")
+    if dtype not in LOGITS:
+        raise InputError(f"{path / 'manifest.json'}: dtype must be one of {', '.join(LOGITS)}, not {dtype!r}.")
+    return Recording(path, tuple(marker), tuple(_case_names(path / "cases")), dtype)
 
 
 def _case_names(folder: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dynllava_jax.verify import halves
 from dynllava_jax.verify.cases import Case
 from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.tolerance import PLATFORM_FACTOR, Platform, tolerance
@@ -73,9 +74,19 @@ class CaseReport:
         return {"max_error": row.max_error, "tolerance": row.tolerance, "ok": row.ok, **extra}
 
 
-def compare(case: Case, computed: Computed, platform: Platform) -> CaseReport:
-    """Every output of the case and every fact of it, unless the case's code gave a reason not to."""
-    rows = {name: _compare_array(case, computed, name) for name in case.outputs if name not in computed.not_compared}
+def compare(case: Case, computed: Computed, platform: Platform, dtype: str = "float32") -> CaseReport:
+    """Every output of the case and every fact of it, unless the case's code gave a reason not to.
+
+    Args:
+        case: what was recorded.
+        computed: what our model gave.
+        platform: where.
+        dtype: in which the recording was computed.
+    """
+    if dtype != "float32":
+        halves.excuse(case, computed, dtype)
+    compared = [name for name in case.outputs if name not in computed.not_compared]
+    rows = {name: _compare_array(case, computed, name, dtype) for name in compared}
     for name, fact in case.info_rows().items():
         rows[name] = _compare_fact(case.name, name, fact, computed.info.get(name))
     skipped = {name: reason for name, reason in computed.not_compared.items() if name in case.outputs}
@@ -89,7 +100,7 @@ def failed(case: Case, problem: str, platform: Platform) -> CaseReport:
     return CaseReport(rows, {}, 0, platform)
 
 
-def _compare_array(case: Case, computed: Computed, name: str) -> Row:
+def _compare_array(case: Case, computed: Computed, name: str, dtype: str) -> Row:
     reference = case.outputs[name]
     if name not in computed.values:
         return Row(None, tolerance(case.name, name, reference).limit, False, "not computed")
@@ -99,7 +110,7 @@ def _compare_array(case: Case, computed: Computed, name: str) -> Row:
         return Row(None, tolerance(case.name, name, reference).limit, False, problem)
     if (masked := computed.masked.get(name)) is not None:
         values, reference = values[~masked], reference[~masked]
-    allowed = tolerance(case.name, name, reference)
+    allowed = tolerance(case.name, name, reference, dtype)
     error = allowed.error(values, reference)
     if not math.isfinite(error):
         return Row(None, allowed.limit, False, "not a finite number everywhere")

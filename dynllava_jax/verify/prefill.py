@@ -26,8 +26,9 @@ def dense(subject: Subject, case: Case) -> Computed:
     found.put("b1.logits", out.logits[:, -case.outputs["b1.logits"].shape[1] :])
     for layer, hidden in enumerate(hidden_of(out)):
         found.put(f"b1.hidden_after_layer_{layer}", hidden)
-    greedy, _ = subject.greedy(ids, images[0], sparsity, case.outputs["b1.greedy_ids"].shape[1])
-    found.put("b1.greedy_ids", greedy)
+    if (recorded := case.outputs.get("b1.greedy_ids")) is not None:  # half precision has none
+        greedy, _ = subject.greedy(ids, images[0], sparsity, recorded.shape[1])
+        found.put("b1.greedy_ids", greedy)
 
     real = case.inputs["b2.attention_mask"]
     samples = [subject.sample(ids[row]) for ids, row in zip(case.inputs["b2.input_ids"], real, strict=True)]

@@ -87,12 +87,12 @@ def verify(
                 report.unsupported.append(name)
                 on_case(name, None)
                 continue
-            report.cases[name] = _run(subject, recording.case(name), platform, dump)
+            report.cases[name] = _run(subject, recording.case(name), platform, dump, recording.dtype)
             on_case(name, report.cases[name])
     return report
 
 
-def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) -> CaseReport:
+def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None, dtype: str) -> CaseReport:
     try:
         computed = SUPPORTED[case.name](subject, case)
     except InputError as error:  # the package refuses what the official code ran: a failed case, not a bad folder
@@ -106,7 +106,7 @@ def _run(subject: Subject, case: Case, platform: Platform, dump: Path | None) ->
             computed.dump(dump / f"{case.name}.npz")
         except OSError as error:
             raise InputError(f"--dump {dump} cannot be written: {error.strerror}.") from error
-    return compare(case, computed, platform)
+    return compare(case, computed, platform, dtype)
 
 
 def device_of(platform: Platform) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]

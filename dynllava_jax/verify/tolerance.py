@@ -19,6 +19,10 @@ _SCHEDULE = 1e-6
 _TRAJECTORY = 1e-4
 
 
+LOGITS: dict[str, float] = {"float32": _VALUE, "float16": 5e-3, "bfloat16": 4e-2}
+"""What computing in a dtype may change logits by, as a share of the largest: ten roundings or so of the half ones."""
+
+
 class Tolerance(NamedTuple):
     """The largest error allowed anywhere in an array; `relative` ones are divided by the recorded value."""
 
@@ -36,12 +40,13 @@ class Tolerance(NamedTuple):
         return float(np.max(difference))
 
 
-def tolerance(case: str, array: str, reference: np.ndarray) -> Tolerance:
+def tolerance(case: str, array: str, reference: np.ndarray, dtype: str = "float32") -> Tolerance:
     """What a recorded output of a case allows (the manifest's `suggested_tolerance`, and what it leaves open).
 
     Integers and booleans are exact; activations, logits and losses 2e-5 of the largest value, or of 1 if that is
     more; gradients 1e-4 of the largest; schedules (learning rate, Gumbel temperature) relative 1e-6; a trajectory's
-    losses and gradient norms relative 1e-4, its parameters absolute 1e-4.
+    losses and gradient norms relative 1e-4, its parameters absolute 1e-4. What was recorded in a half dtype may be as
+    far away as `LOGITS` says.
     """
     if not np.issubdtype(reference.dtype, np.floating) or not reference.size:
         return Tolerance(0.0)
@@ -53,4 +58,4 @@ def tolerance(case: str, array: str, reference: np.ndarray) -> Tolerance:
         return Tolerance(_TRAJECTORY, relative=not array.startswith("final."))
     if array.startswith("grad.") or leaf.startswith("grad_"):
         return Tolerance(_GRADIENT * largest)
-    return Tolerance(_VALUE * max(1.0, largest))
+    return Tolerance(LOGITS[dtype] * max(1.0, largest))

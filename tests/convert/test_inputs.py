@@ -125,9 +125,9 @@ def test_a_bare_language_model_gets_a_projector(tmp_path: Path, base: Path) -> N
     info = store.read_info(tmp_path / "model")
     assert info.config.projector.depth == 2  # pyright: ignore[reportAttributeAccessIssue]
     from dynllava_jax.checkpoint.source import open_source
-    from dynllava_jax.inference.load import _without_untrained
+    from dynllava_jax.inference.load import without_untrained
 
-    assert _without_untrained(open_source(tmp_path / "model")).sparsity.image_selector is None
+    assert without_untrained(open_source(tmp_path / "model")).sparsity.image_selector is None
 
 
 def test_llava_1_6_keeps_its_newline_and_says_what_it_loses(tmp_path: Path) -> None:

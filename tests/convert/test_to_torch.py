@@ -22,6 +22,7 @@ from tests.convert import torch_folders
 from tests.convert.torch_folders import Tensors
 
 GOLDEN = golden_files.ROOT
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def recast(tensors: Tensors, dtype: str) -> None:
             tensors[name] = tensors[name].astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_official_layout_comes_back(tmp_path: Path, dtype: str) -> None:
     src = torch_folders.golden("checkpoint", tmp_path)
     torch_folders.golden("vision_tower", tmp_path)
@@ -68,6 +69,21 @@ def test_the_official_layout_comes_back(tmp_path: Path, dtype: str) -> None:
         assert (tmp_path / "back" / name).read_bytes() == (src / name).read_bytes()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_shards_with_a_tower_apart_come_back(tmp_path: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    src = torch_folders.golden("checkpoint_bin", tmp_path)
+    tower = torch_folders.golden("vision_tower", tmp_path)
+    torch_folders.change_tensors(tower, lambda tensors: recast(tensors, dtype))
+    for file in src.glob("*.bin"):
+        tensors = torch.load(file, weights_only=True)
+        torch.save({name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}, file)
+    convert(src, tmp_path / "model", vision_tower=tower)
+    export(tmp_path / "model", tmp_path / "back", layout="official")
+    assert content(tmp_path / "back") == content(src)
+    assert content(tmp_path / "back" / "vision_tower") == content(tower)
+
+
 @pytest.mark.parametrize("tower", ["vision_tower", "vision_tower_clipmodel"])
 def test_a_tower_apart_and_buffers_come_back(tmp_path: Path, tower: str) -> None:
     pytest.importorskip("torch")
@@ -84,26 +100,29 @@ def test_a_tower_apart_and_buffers_come_back(tmp_path: Path, tower: str) -> None
     assert again.dropped == 0
 
 
-def test_predictors_that_conversion_made_up_stay_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_predictors_that_conversion_made_up_stay_here(tmp_path: Path, dtype: str) -> None:
     src = torch_folders.golden("checkpoint", tmp_path)
-    torch_folders.golden("vision_tower", tmp_path)
     (src / "config.json").write_text((GOLDEN / "config_llava15_base.json").read_text())
 
     def strip(tensors: Tensors) -> None:
         for name in [name for name in tensors if "predictor" in name]:
             del tensors[name]
+        recast(tensors, dtype)
 
     torch_folders.change_tensors(src, strip)
-    assert convert(src, tmp_path / "model").fresh
+    assert convert(src, tmp_path / "model", vision_tower=GOLDEN / "vision_tower", prefer_tower="inside").fresh
     report = export(tmp_path / "model", tmp_path / "back", layout="official")
     assert any("never trained" in note for note in report.notes)
     assert content(tmp_path / "back") == content(src)
     assert (tmp_path / "back" / "config.json").read_bytes() == (src / "config.json").read_bytes()
 
 
-def test_llava_hf_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_llava_hf_comes_back(tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("transformers")
     torch_folders.llava_hf(tmp_path / "src")
+    torch_folders.change_tensors(tmp_path / "src", lambda tensors: recast(tensors, dtype))
     convert(tmp_path / "src", tmp_path / "model", predictors=False)
     export(tmp_path / "model", tmp_path / "back", layout="hf")
     assert content(tmp_path / "back") == content(tmp_path / "src")

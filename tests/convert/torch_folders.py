@@ -40,7 +40,7 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def llava_hf(folder: Path, *, tied: bool = False, rope: dict[str, Any] | None = None) -> Tensors:
+def llava_hf(folder: Path, *, tied: bool = False, rope: dict[str, Any] | None = None, vocab: int = 96) -> Tensors:
     """Saves a tiny random `LlavaForConditionalGeneration` with the installed transformers; returns its weights."""
     torch = pytest.importorskip("torch")
     import transformers
@@ -50,7 +50,7 @@ def llava_hf(folder: Path, *, tied: bool = False, rope: dict[str, Any] | None = 
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14
     )
     text = transformers.LlamaConfig(
-        vocab_size=96,
+        vocab_size=vocab,
         hidden_size=40,
         intermediate_size=64,
         num_hidden_layers=3,
@@ -60,7 +60,9 @@ def llava_hf(folder: Path, *, tied: bool = False, rope: dict[str, Any] | None = 
         rope_parameters=rope or {"rope_type": "default", "rope_theta": 5000.0},
         tie_word_embeddings=tied,
     )
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=tied)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, tie_word_embeddings=tied, image_token_index=vocab - 1
+    )
     model = transformers.LlavaForConditionalGeneration(config)
     model.save_pretrained(folder)
     return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}

@@ -1,6 +1,7 @@
 """LLaVA JSON lists and JSON lines as a source."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def test_records_and_pictures(tmp_path: Path, lines: bool) -> None:
         assert (record.id, record.turns) == ("ä", (Turn("<image>\nWhat?", "A cat."),))
         np.testing.assert_array_equal(opened.picture(record, 0), picture)
         assert opened.record(1).images == ()
+
+
+def test_a_file_that_is_cut_short_while_it_is_open(tmp_path: Path) -> None:
+    file = write(tmp_path, [sample("a", None), sample("b", None)])
+    source = open_source(str(file))
+    assert source.record(1).id == "b"
+    os.truncate(file, file.stat().st_size - 30)
+    assert source.record(0).id == "a"
+    with pytest.raises(SampleError, match=r"data\.json, sample 1': data file cut short"):
+        source.record(1)
 
 
 def test_pictures_lie_beside_the_file_by_default(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Packed shards: the same samples as their source, whatever happened on the way."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -181,6 +182,18 @@ def test_nothing_good_is_no_data_set(data: Path, tmp_path: Path) -> None:
     (data / "bad.json").write_text(json.dumps([bad]))
     with pytest.raises(InputError, match=r"No sample of .*bad\.json can be packed: 1 missing image \(id7\)"):
         pack(JsonSource.open(str(data / "bad.json"), None), str(tmp_path / "out"))
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open(source: JsonSource, tmp_path: Path) -> None:
+    (shard,) = pack(source, str(tmp_path / "out")).shards
+    opened = ShardSource.open(str(tmp_path / "out"))
+    before = [opened.record(index) for index in range(len(opened))]
+    os.truncate(tmp_path / "out" / shard.file, shard.bytes // 3)
+    for index, record in enumerate(before):  # what the library still has is right
+        with contextlib.suppress(SampleError):
+            assert opened.record(index) == record
+    with pytest.raises(SampleError, match=r"00000\.arrayrecord"):
+        pickle.loads(pickle.dumps(opened)).record(9)  # as another process opens it
 
 
 def test_damage_is_named(source: JsonSource, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def config() -> ModelConfig:
 
 def test_a_batch_shows_the_pictures_that_its_labels_describe(config: ModelConfig) -> None:
     cut, whole = batch(5, config, TRAINING, False), batch(5, config, TRAINING, True)
-    assert cut.pixels.shape == (4, 168, 168, 3)
+    assert cut.pixels.shape == (4, 112, 112, 3)
     assert whole.pixels.shape == (1, 336, 336, 3)
     assert {name: value.shape for name, value in whole.labels.items()} == dict.fromkeys(HEADS, (1, 144))
     again = batch(5, config, TRAINING, False)

@@ -49,6 +49,23 @@ def test_a_loop_without_a_count_runs_to_the_constant_of_its_condition() -> None:
     assert (found.count, found.sent) == (7, 7 * 32)
 
 
+def test_a_collective_that_is_spread_over_fusions_counts_once() -> None:
+    """As the TPU compiler writes one: in the fusion that starts it, and in each that runs while it is under way."""
+    begun = "  %g = f32[8]{0} all-gather(%x), channel_id=4, replica_groups={{0,1}}, dimensions={0}\n}\n\n"
+    other = "  %g = f32[8]{0} all-gather(%x), channel_id=5, replica_groups={{0,1}}, dimensions={0}\n}\n\n"
+    text = (
+        "%start (x: f32[4]) -> f32[8] {\n" + begun + "%during (x: f32[4]) -> f32[8] {\n" + begun
+        + "%another (x: f32[4]) -> f32[8] {\n" + other
+        + "ENTRY %main (x: f32[4]) -> f32[8] {\n"
+        "  %a = f32[8] fusion(%x), kind=kCustom, calls=%start\n"
+        "  %b = f32[8] fusion(%a), kind=kOutput, calls=%during\n"
+        "  %c = f32[8] fusion(%b), kind=kCustom, calls=%another\n"
+        "}\n"
+    )  # fmt: skip
+    (found,) = traffic(text, devices=2, per_host=2)
+    assert (found.count, found.sent) == (2, 2 * 16)
+
+
 HEAD = "ENTRY %main (x: f32[8]) -> f32[64] {\n"
 
 

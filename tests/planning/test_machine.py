@@ -1,9 +1,20 @@
 """Machines by the names that people use."""
 
+import importlib.util
+import math
+from pathlib import Path
+
+import jax
 import pytest
 
+from dynllava_jax.config.experiment import read_experiment
 from dynllava_jax.errors import InputError
 from dynllava_jax.planning.machine import machine
+from dynllava_jax.planning.request import Request, answer
+from dynllava_jax.sharding.mesh import AXES, make_mesh
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+GIVEN = ("--config.data.source=unread", "--config.init.checkpoint=unread")
 
 
 @pytest.mark.parametrize(
@@ -46,3 +57,25 @@ def test_a_name_is_understood(name: str, topology: str, devices: int, hosts: int
 def test_another_name_lists_the_nearest(name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         machine(name)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_one_config_serves_every_machine(file: Path) -> None:
+    """The axis of -1 takes what devices there are, and the batch divides over those of the machines in docs/plan.md."""
+    config = read_experiment(str(file), GIVEN)
+    for count in (1, 2, 4, 8):
+        mesh = make_mesh(config.mesh, jax.devices()[:count])
+        assert math.prod(mesh.shape[axis] for axis in AXES) == count
+    if file.stem != "tiny":
+        for name in ("a100:1x8", "h100:4x8", "v5e-64", "v5p-32", "v6e-64", "v5p-128"):
+            assert config.global_batch_size % machine(name).devices == 0
+
+
+@pytest.mark.parametrize(("name", "package"), [("v5e:2x2", "libtpu"), ("h200:1x8", "jax_cuda13_plugin")])
+def test_without_the_compilers_a_line_says_what_to_install(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    request = Request(read_experiment("configs/tiny.py", GIVEN), name)
+    with pytest.raises(InputError, match=rf"needs {package}; run: pip install 'dynllava_jax\[aot\]'$"):
+        list(answer(request, lambda line: None))

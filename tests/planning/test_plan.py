@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dynllava_jax.cli.main import main
+from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.planning import table
+from dynllava_jax.planning.programs import expected_growth
 
 CONFIG = "configs/tiny.py"
 needs_compilers = [
@@ -50,6 +52,10 @@ def test_answers_are_told_of(topology: str, tmp_path: Path) -> None:
     reports = plan(tmp_path, f"--topology={topology}", "--mesh=data=1", "--generate=2,64,32")
     assert [report["program"] for report in reports] == ["prefill", "decode"]
     assert all(report["fits"] for report in reports)
+    held = reports[1]["state_per_device"]
+    assert 0 < held["cache"] < held["weights"]
+    assert reports[1]["bytes_per_device"]["arguments"] >= sum(held.values())
+    assert reports[1]["compile_cpu_seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,15 @@ def test_what_cannot_be_planned_is_said_in_a_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("rate", "answer"), [(0.5, 2048), (0.5, 4096), (1.0, 2048), (0.5, 20), (0.1, 300)])
+def test_an_answer_is_planned_with_what_is_expected_to_stay(rate: float, answer: int) -> None:
+    shape = Shape(rows=8, images=1, length=768, deep_length=307, answer=answer)
+    sizes = shape.deep_capacities(rate)
+    grown = expected_growth(shape, rate)
+    assert sizes[grown] >= 307 + rate * answer
+    assert grown == 0 or sizes[grown - 1] < 307 + rate * answer
 
 
 def test_pictures_and_rankings_hold_every_mesh() -> None:

@@ -117,6 +117,8 @@ def test_half_precision_scores_become_float32() -> None:
         (":Class", "image", "package.module:Class"),
         ("learned", "tower", "tower_selector has no learned form"),
         ("learned", "embed", "embed_selector has no learned form"),
+        ("pool", "output", "output_selector pool judges images only"),
+        ("fastv", "embed", "Selector fastv serves image, not embed_selector"),
         ("no_such_package.module:Class", "image", "no module no_such_package"),
         ("tests.sparsify.no_such_module:Class", "image", "no module tests.sparsify.no_such_module"),
         (f"{OWN}:ClsAttentoin", "tower", "did you mean ClsAttention"),

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,47 @@ def test_errors_in_the_background_surface(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(InputError, match="checkpoints/3 could not be written"):
             checkpoints.wait()
         assert checkpoints.steps() == (2,)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """For root, who may write everywhere, by being somebody else for a while."""
+    root = os.geteuid() == 0
+    folder.chmod(0o555)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_folder_that_became_read_only(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with open_run(tmp_path) as checkpoints:
+        with read_only(tmp_path / "checkpoints"):
+            with pytest.raises(InputError, match=r"/2 could not be written: .*ermission denied.*may be"):  # noqa: PT012
+                checkpoints.save_async(2, *make(2), DATA)
+                checkpoints.wait()
+            with pytest.raises(InputError, match="checkpoints cannot be written: Permission denied"):
+                open_run(tmp_path)
+        checkpoints.save_async(3, *make(3), DATA)
+        checkpoints.wait()
+        assert checkpoints.steps() == (1, 3)
+
+
+def test_a_save_that_failed_shows_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run(tmp_path) as checkpoints:
+        checkpoints.check()
+        monkeypatch.setattr(trained, "seal", lambda path, info: 1 / 0)
+        checkpoints.save_async(1, *make(1), DATA)
+        assert checkpoints._pending is not None
+        checkpoints._pending.exception()
+        with pytest.raises(InputError, match=r"division by zero; see to it .* the same command begins anew"):
+            checkpoints.check()
+        checkpoints.check()
 
 
 def test_an_error_at_the_end_does_not_hide_the_first(

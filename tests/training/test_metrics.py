@@ -52,6 +52,14 @@ def test_numbers_that_are_none_stay_valid_json(tmp_path: Path) -> None:
     assert records(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None}]
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with open_writers(str(tmp_path), QUIET, 0, 1) as (lines, _):
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(InputError, match=r"metrics.jsonl could not be written: No space left on device; see to it"):
+            lines.write(1, {"loss": 1.0})
+
+
 def test_a_bucket_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
     monkeypatch.setattr(metrics, "_REMOTE_SECONDS", -1.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dynllava_jax.training.watch import LossWatch, stopped
+from dynllava_jax.training.watch import LossWatch, gradient_problem, stopped
 
 
 def test_noise_and_a_falling_loss_are_fine() -> None:
@@ -32,7 +32,18 @@ def test_an_explosion_is_a_problem_once_there_is_a_mean() -> None:
     assert "the loss is 50, 21 times its running mean of 2.376" in problem
 
 
+def test_a_gradient_that_is_no_number_is_named_by_its_part() -> None:
+    fine = {"loss": 1.0, "grad_norm": 2.0, "grad_norm/decoder": 2.0, "grad_norm/projector": 0.0, "tau": math.nan}
+    assert gradient_problem(fine) is None
+    bad = fine | {"grad_norm": math.nan, "grad_norm/projector": math.nan}
+    assert gradient_problem(bad) == "the gradient of projector is nan"
+    assert gradient_problem(fine | {"grad_norm": math.inf}) == "the gradient of all parts together is inf"
+
+
 def test_the_end_names_step_samples_and_the_last_good_checkpoint() -> None:
     text = str(stopped(7, "the loss is nan", ("a", "b"), 5))
-    assert text == "Stopped at step 7: the loss is nan; its samples are a, b; the last checkpoint is that of step 5."
+    assert text == (
+        "Stopped at step 7: the loss is nan; its samples are a, b; start again, and if it comes again, look at these "
+        "samples or lower optimizer.learning_rate; the last checkpoint is that of step 5."
+    )
     assert "there is no checkpoint yet" in str(stopped(7, "the loss is nan", ("a",), None))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynllava_jax.verify.cases import Case
-from dynllava_jax.verify.compare import Row, compare
+from dynllava_jax.verify.compare import CaseReport, Row, compare
 from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.report import Report, case_line, closing
 from dynllava_jax.verify.tolerance import Platform, tolerance
@@ -131,3 +131,63 @@ def test_json_and_table_survive_every_kind_of_failure() -> None:
     assert "FAIL" in lines[0]
     assert "unsupported" in lines[1]
     assert list(closing(report))[-1].endswith("asked for but not supported: 10_train")
+
+
+def test_half_precision_may_choose_otherwise_between_equals() -> None:
+    """Five image tokens of which two stay, positions 0 and 6 around them; token 2 and 3 are nearly equal."""
+    score = np.array([[-4.0, -1.0, -2.0, -2.01, -4.0]], np.float32)
+    recorded = case(
+        {
+            "image_keep_score": score,
+            "image_keep_index": np.array([[1, 2]]),
+            "position_ids_after": np.array([[0, 2, 3, 6]]),
+            "logits": np.arange(8.0).reshape(1, 4, 2),
+            "key_3": np.arange(8.0).reshape(1, 2, 4, 1),
+        }
+    )
+
+    def ours(kept: list[int], dtype: str) -> CaseReport:
+        found = Computed()
+        found.put("image_keep_score", score)
+        found.put("image_keep_index", np.array([kept]))
+        found.put("position_ids_after", np.array([[0, *(1 + token for token in kept), 6]]))
+        found.put("logits", np.array([[[0.0, 1], [2, 3], [9, 9], [6, 7]]]))
+        found.put("key_3", np.array([[[[0.0], [1], [9], [3]], [[4], [5], [9], [7]]]]))
+        return compare(recorded, found, "cpu", dtype)
+
+    report = ours([1, 3], "bfloat16")
+    assert report.ok
+    assert report.rows_masked == 2 + 1 + 1 + 2  # the two indices; one position, one row of logits, one key of each head
+    assert not ours([1, 3], "float32").ok
+    assert not ours([1, 4], "bfloat16").ok  # no near thing
+
+
+def test_half_precision_may_decide_otherwise_where_scores_are_equal() -> None:
+    scores = np.array([[[3.0, 1.0], [2.0, 1.99], [1.0, 3.0]]])
+    logits = np.array([[[5.0, 1.0], [4.0, 3.99], [1.0, 2.0]]])
+    recorded = case(
+        {
+            "b1.text_logits": scores,
+            "b1.text_decision": np.array([[True, True, False]]),
+            "b1.cache_len": np.array([[1], [2], [2]]),
+            "b1.logits": np.ones((1, 3, 4)),
+            "gen.greedy_ids": np.array([[0, 0, 1]]),
+            "gen.logits": logits,
+        },
+        name="06_decode_kv",
+    )
+
+    def ours(decision: list[bool], ids: list[int], dtype: str = "float16") -> CaseReport:
+        found = Computed()
+        found.put("b1.text_logits", scores)
+        found.put("b1.text_decision", np.array([decision]))
+        found.put("b1.cache_len", np.cumsum(decision)[:, None])
+        found.put("b1.logits", np.array([[[1.0] * 4, [1.0] * 4, [7.0 if not decision[1] else 1.0] * 4]]))
+        found.put("gen.greedy_ids", np.array([ids]))
+        found.put("gen.logits", logits + (np.array(ids) != [0, 0, 1])[None, :, None] * np.array([[[0], [0], [9.0]]]))
+        return compare(recorded, found, "cpu", dtype)
+
+    assert ours([True, False, False], [0, 1, 0]).ok
+    assert not ours([True, False, False], [0, 0, 1], "float32").ok
+    assert not ours([False, True, False], [0, 0, 1]).ok
+    assert not ours([True, True, False], [1, 0, 1]).ok

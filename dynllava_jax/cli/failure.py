@@ -1,0 +1,31 @@
+"""How an error becomes one line on stderr and an exit status."""
+
+import os
+import sys
+import traceback
+
+from dynllava_jax.errors import CheckError, InputError, InterruptedRunError
+
+_STATUS = {InputError: 2, CheckError: 1, InterruptedRunError: os.EX_TEMPFAIL}
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether it is of one of our own kinds; any other is a fault of the program."""
+    return isinstance(error, tuple(_STATUS))
+
+
+def report(error: Exception, debug: bool = False) -> tuple[int, str]:
+    """Says what went wrong, and returns exit status and message.
+
+    Args:
+        error: any; one that is not expected has status 1.
+        debug: whether the traceback is wanted too.
+    """
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 1)
+    message = " ".join(str(error).split())
+    if not is_expected(error):
+        message = f"{type(error).__name__}: {message} (--debug shows where)"
+    if debug:
+        traceback.print_exception(error)
+    print(f"dynllava: error: {message}", file=sys.stderr, flush=True)
+    return status, message

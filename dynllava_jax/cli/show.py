@@ -1,0 +1,66 @@
+"""`dynllava show`: pictures of what the model keeps, and of a training run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dynllava_jax.cli.generate import asked, warn_of_foreign
+from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+from dynllava_jax.cli.output import check_file
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `show kept` and `show curves`; the parsed namespace's `run` does the work."""
+    parser = subparsers.add_parser("show", help="pictures of what was kept, and of a training run")
+    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True, parser_class=type(parser))
+    kept = kinds.add_parser(
+        "kept",
+        help="which patches and which tokens of the answer were kept",
+        description="Writes one picture: what the tower saw, the patches kept, the keep scores as a heat map, and the "
+        "answer with the tokens greyed that the deep layers did not store.",
+    )
+    kept.add_argument("--image", action="append", metavar="SOURCE", help="file, URL or sample:NAME; may be repeated")
+    kept.add_argument("--question", metavar="TEXT", help="<image> marks where each picture stands")
+    kept.add_argument("--out", type=Path, default=Path("kept.png"), metavar="FILE", help="PNG, JPEG or WebP (kept.png)")
+    add_model_options(kept)
+    add_answer_options(kept)
+    kept.set_defaults(run=run_kept)
+    curves = kinds.add_parser(
+        "curves", help="the curves of a training run", description="Plots loss, keep rates and speed of every step."
+    )
+    curves.add_argument("workdir", type=Path, metavar="WORKDIR", help="of `dynllava train`")
+    curves.add_argument("--out", type=Path, metavar="FILE", help="SVG, PNG or PDF (WORKDIR/curves.svg)")
+    curves.set_defaults(run=run_curves)
+
+
+def run_kept(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    from dynllava_jax.viz.overlay import draw_kept
+
+    check_file("--out", args.out, _PICTURES)
+    images, question = asked(args)
+    draw = sampler(args.temperature, args.top_p, args.top_k)
+    assistant = load_model(args)
+    if assistant.scenes_only:
+        warn_of_foreign(images)
+    explanation = assistant.explain(
+        images, question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed, dense=args.dense
+    )
+    draw_kept(explanation, question).save(args.out)
+    print(args.out)
+    return 0
+
+
+def run_curves(args: argparse.Namespace) -> int:
+    """Returns the exit status; bad input is raised as InputError."""
+    from dynllava_jax.viz.curves import draw_curves, read_metrics
+    from dynllava_jax.viz.figure import FORMATS, save
+
+    file = args.workdir / "curves.svg" if args.out is None else args.out
+    records = read_metrics(args.workdir)
+    check_file("--out", file, FORMATS)
+    save(draw_curves(records), file)
+    print(file)
+    return 0

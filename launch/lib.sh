@@ -1,0 +1,80 @@
+# shellcheck shell=bash
+# What the launchers share: their words, the rule by which a run is started again, and --dry-run. Sourced, not run.
+#
+# Every launcher takes --dry-run, which prints the exact commands and runs none, and the options of `dynllava train`,
+# which it hands on. From the environment:
+#   MAX_RESTARTS  how often a run is started again at most, over all reasons (20)
+#   PAUSE         seconds before it is (30)
+
+MAX_RESTARTS=${MAX_RESTARTS:-20}
+PAUSE=${PAUSE:-30}
+UNFINISHED=75 # `dynllava train` was told to stop and has saved, or lost another process
+dry_run=
+options=()
+
+# words "$@": puts --dry-run into $dry_run and the rest into "${options[@]}"
+words() {
+  local word
+  for word; do
+    if [[ $word == --dry-run ]]; then dry_run=1; else options+=("$word"); fi
+  done
+}
+
+say() { echo "dynllava: $*" >&2; }
+
+# need NAME ...: these variables have to be set
+need() {
+  local name
+  for name; do
+    [[ -n ${!name:-} ]] || { say "error: $name is not set; ${0##*/} says at its top what it is" && exit 2; }
+  done
+}
+
+# run COMMAND ...: runs it, or prints it
+run() {
+  if [[ $dry_run ]]; then
+    echo "${*@Q}"
+  else
+    "$@"
+  fi
+}
+
+# again STATUS RESTARTS: whether a run that left with STATUS after so many restarts is started once more; says why.
+# 0 is done, 1 a check that failed, 2 bad input: the next try would end like that too. From 128 on a signal ended a
+# process: its host was lost, was out of memory, or was taken away before the run could catch a signal.
+again() {
+  local status=$1 restarts=$2 why
+  case $status in
+    0) return 1 ;;
+    "$UNFINISHED") why="not finished" ;;
+    130) say "interrupted" && return 1 ;;
+    255) why="a host does not answer" ;;
+    *) if ((status < 128)); then say "status $status: not started again" && return 1; fi
+      why="lost a process by signal $((status - 128))" ;;
+  esac
+  if ((restarts >= MAX_RESTARTS)); then
+    say "$why, but it was started again $restarts times already (MAX_RESTARTS)" && return 1
+  fi
+  say "$why: starting again ($((restarts + 1)) of at most $MAX_RESTARTS)"
+}
+
+# supervise COMMAND ...: runs it, again and again by the rule above, and returns its last status. SIGUSR1 is passed on;
+# SIGTERM and SIGINT are too, as SIGTERM, and end it after this time.
+supervise() {
+  if [[ $dry_run ]]; then
+    echo "${*@Q}  # again after status $UNFINISHED or above 127, at most $MAX_RESTARTS times"
+    return
+  fi
+  local child=0 status restarts=0 ended=
+  trap 'ended=1; kill -TERM "$child" 2>/dev/null' TERM INT
+  trap 'kill -USR1 "$child" 2>/dev/null' USR1
+  while :; do
+    "$@" &
+    child=$!
+    while wait "$child" || true; kill -0 "$child" 2>/dev/null; do :; done # a trap cuts `wait` short
+    wait "$child" && status=0 || status=$?
+    if [[ $ended ]] || ! again "$status" "$restarts"; then return "$status"; fi
+    restarts=$((restarts + 1))
+    sleep "$PAUSE"
+  done
+}

@@ -1,0 +1,55 @@
+"""The rule by which a run is started again, on one machine."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import Desk
+
+
+@pytest.mark.parametrize(
+    ("statuses", "runs", "status", "words"),
+    [
+        ([0], 1, 0, ""),
+        ([75, 137, 134, 0], 4, 0, "lost a process by signal 9: starting again (2 of at most 3)"),
+        ([1, 0], 1, 1, "status 1: not started again"),
+        ([2, 0], 1, 2, "status 2: not started again"),
+        ([130, 0], 1, 130, "interrupted"),
+        ([75, 75, 75, 75, 0], 4, 75, "started again 3 times already"),
+    ],
+)
+def test_status_decides(desk: Desk, statuses: list[int], runs: int, status: int, words: str) -> None:
+    desk.statuses(*statuses)
+    found, _, error = desk.run("local.sh", "--config=c.py", "--workdir=run dir", MAX_RESTARTS="3")
+    assert found == status
+    assert desk.calls("dynllava") == ["train --config=c.py --workdir=run dir"] * runs
+    assert words in error
+
+
+def test_a_process_gets_flags_cache_and_devices(desk: Desk) -> None:
+    desk.fake("dynllava", 'echo "$JAX_COMPILATION_CACHE_DIR|$CUDA_VISIBLE_DEVICES|$XLA_FLAGS|$LIBTPU_INIT_ARGS"')
+    _, out, _ = desk.run("local.sh", "--workdir=RUN/", GPUS="4", XLA_FLAGS="--mine", LIBTPU_INIT_ARGS="--yours")
+    cache, devices, gpu, tpu = out.strip().split("|")
+    assert (cache, devices) == ("RUN/programs", "0,1,2,3")
+    assert gpu.startswith("--xla_gpu")
+    assert gpu.endswith(" --mine")
+    assert tpu.endswith(" --yours")
+    assert desk.run("local.sh", "--workdir", "RUN", COMPILE_CACHE="gs://b/c")[1].startswith("gs://b/c|")
+    assert desk.run("local.sh", "--workdir", "RUN")[1].startswith("RUN/programs|")
+
+
+@pytest.mark.parametrize(("number", "runs", "status"), [(signal.SIGUSR1, 2, 0), (signal.SIGTERM, 1, 75)])
+def test_signals_reach_the_run(desk: Desk, tmp_path: Path, number: signal.Signals, runs: int, status: int) -> None:
+    desk.fake(
+        "dynllava",
+        "[[ -e begun ]] && exit 0; trap 'exit 75' USR1 TERM; touch begun; for _ in {1..300}; do sleep 0.1; done",
+    )
+    process = desk.start("local.sh", "--workdir=RUN")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert len(desk.calls("dynllava")) == runs

@@ -1,0 +1,199 @@
+"""What breaks around a run: nothing is lost in silence, the message says what to do, the same command goes on.
+
+`docs/faults.md` lists them; the lost host is in `test_processes.py`, damaged checkpoints in `test_checkpoint.py`.
+"""
+
+import functools
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from dynllava_jax.data.loader import Loader
+from dynllava_jax.errors import CheckError, InputError
+from dynllava_jax.training import loop
+from dynllava_jax.training.record import Recorder
+from dynllava_jax.training.step import Trainer
+from tests.training.runs import records, run, saved, write_data
+
+pytestmark = pytest.mark.slow
+
+RUN = ("--config.steps=6", "--config.checkpoint.every=2", "--config.log.health_every=0", "--config.data.prefetch=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_program() -> Any:
+    """As in `test_loop`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Trainer", functools.cache(Trainer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, since the trainer belongs to a config."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def start(data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Starts the run in `tmp_path/run`; exit status and last line."""
+
+    def start(*more: str) -> tuple[int, str]:
+        status = run(data, tmp_path / "run", *RUN, *more, checkpoint=checkpoint)
+        return status, capsys.readouterr().err.splitlines()[-1]
+
+    return start
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Does something when a step was begun."""
+
+    def at(step: int, what: Callable[[], object]) -> None:
+        add = Recorder.add
+
+        def added(self: Recorder, begun: int, metrics: Any) -> None:
+            if begun == step:
+                what()
+            add(self, begun, metrics)
+
+        monkeypatch.setattr(Recorder, "add", added)
+
+    return at
+
+
+def assert_whole(folder: Path, start: Any) -> None:
+    """The same command comes to the end, with every step once."""
+    status, line = start()
+    assert (status, line) == (0, f"dynllava: step 6 of 6 is done and saved in {folder / 'run'}")
+    assert [record["step"] for record in records(folder / "run")] == [1, 2, 3, 4, 5, 6]
+    assert saved(folder / "run") == [4, 6]
+
+
+def test_a_disk_that_is_full_while_saving(start: Any, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        while not (tmp_path / "run" / "checkpoints" / "2" / "hashes.json").exists():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+    at(4, fill)
+    try:
+        status, line = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert f"Checkpoint {tmp_path / 'run' / 'checkpoints' / '4'} could not be written: " in line
+    assert line.endswith("has room and may be written, then the same command goes on from step 2.")
+    assert saved(tmp_path / "run") == [2]
+    monkeypatch.undo()
+    assert_whole(tmp_path, start)
+
+
+def test_data_that_are_cut_short_in_mid_run(start: Any, at: Any, data: Path, tmp_path: Path) -> None:
+    whole = data.read_bytes()
+    at(1, lambda: os.truncate(data, 100))
+    status, line = start()
+    step = saved(tmp_path / "run")[-1]
+    assert status == 2
+    assert "data file cut short" in line
+    assert line.endswith(f"All {step} steps before are saved: the same command goes on from there.")
+    assert records(tmp_path / "run")[-1]["step"] == step < 6
+    data.write_bytes(whole)
+    assert_whole(tmp_path, start)
+
+
+def test_held_out_data_that_break_off(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*args: Any) -> Any:
+        raise InputError("Sample 'x': unreadable image.")
+
+    monkeypatch.setattr(loop, "_evaluate", evaluate)
+    monkeypatch.setattr(loop, "due", lambda step, config, *, last, ending: loop.Due(False, step == 3, last))
+    status, line = start()
+    assert (status, saved(tmp_path / "run")) == (2, [3])
+    assert line.endswith("unreadable image. All 3 steps before are saved: the same command goes on from there.")
+
+
+def test_a_reading_process_that_is_killed(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    following = Loader.__next__
+
+    def killed(self: Loader) -> Any:
+        if self._step == 3:
+            raise CheckError("A process that reads samples ended with exit code -9 before step 3.")
+        return following(self)
+
+    monkeypatch.setattr(Loader, "__next__", killed)
+    status, line = start()
+    assert status == 75
+    assert "exit code -9 before step 3. All 3 steps before are saved: the same command goes on from there." in line
+    assert saved(tmp_path / "run") == [2, 3]
+
+
+def test_sigterm_in_the_middle_of_a_step(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, told = Trainer.step, []
+
+    def stepped(self: Trainer, *args: Any) -> Any:
+        told.append(1)
+        if len(told) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", stepped)
+    status, line = start()
+    assert (status, line) == (75, f"dynllava: step 3 of 6 is done and saved in {tmp_path / 'run'}")
+    assert saved(tmp_path / "run") == [2, 3]
+
+
+def test_two_runs_in_one_work_folder(start: Any, at: Any, tmp_path: Path) -> None:
+    second: list[Any] = []
+    at(2, lambda: None if second else second.extend(start()))
+    assert_whole(tmp_path, start)
+    status, line = second
+    assert status == 2
+    assert f"{tmp_path / 'run'} is in use by process {os.getpid()} on " in line
+    assert line.endswith("wait until that run has ended, stop it, or give this one another --workdir.")
+
+
+def test_a_clock_that_goes_backwards(start: Any, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = time.time(), iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: now - 3600.0 * next(calls))
+    at(3, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert start()[0] == 75
+    assert saved(tmp_path / "run") == [2, 3]
+    status, _ = start()
+    assert status == 0
+    assert all(record["seconds"] > 0 for record in records(tmp_path / "run"))
+    times = json.loads((tmp_path / "run" / "goodput.json").read_text())
+    assert times["down"] == 0.0
+    assert times["starts"] == 2
+    assert min(times["seconds"].values()) >= 0.0
+
+
+def test_a_gradient_that_is_no_number(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of its step is a number still; what the step made of the parameters must not be saved."""
+    gradients = Trainer._gradients
+
+    def broken(self: Trainer, params: Any, frozen: Any, parts: Any, tau: Any) -> Any:
+        found, metrics = gradients(self, params, frozen, parts, tau)
+        path = next(path for path in found if path.startswith("projector/"))
+        first = (0,) * found[path].ndim
+        nan = jnp.where(tau < 0.9, jnp.nan, 0.0)  # from the second step on
+        return found | {path: found[path].at[first].add(nan)}, metrics
+
+    monkeypatch.setattr(Trainer, "_gradients", broken)
+    monkeypatch.setattr(loop, "Trainer", Trainer)
+    status, line = start("--config.steps=2")
+    assert status == 1
+    assert "Stopped at step 2: the gradient of projector is nan; its samples are s" in line
+    assert line.endswith("there is no checkpoint yet.")
+    assert saved(tmp_path / "run") == []
+    assert [record["loss"] > 0 for record in records(tmp_path / "run")] == [True, True]
