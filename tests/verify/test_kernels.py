@@ -24,12 +24,16 @@ IN_USE = {
     "14_train_trajectory": {"attention", "policy_attention"},
 }
 """Cases that attend, and how."""
+ON_A_CACHE = {name for name, ops in IN_USE.items() if "cached_attention" in ops}
 
 SEVERAL = "cached_attention runs as xla (not {}: it serves one new token, not"
 """What the door says of an instruction that is put on top of a cache."""
 
 
-@pytest.fixture(scope="module", params=["chunked", "triton-interpret", "tpu-interpret"])
+KERNELS = ("chunked", "triton-interpret", "tpu-interpret")
+
+
+@pytest.fixture(scope="module", params=KERNELS)
 def by_kernel(request: pytest.FixtureRequest, subject: Subject) -> Iterator[Subject]:
     """The same weights under another implementation, with a prompt in several chunks."""
     with pytest.MonkeyPatch.context() as patch:
@@ -51,8 +55,13 @@ def test_causal_and_padded_variants(by_kernel: Subject, caplog: pytest.LogCaptur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_USE)
-def test_generation_and_training(name: str, by_kernel: Subject, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("by_kernel", "name"),
+    # A handful of queries on a cache is not cut into chunks.
+    [(kernel, name) for kernel in KERNELS for name in IN_USE if kernel != "chunked" or name not in ON_A_CACHE],
+    indirect=["by_kernel"],
+)
+def test_generation_and_training(by_kernel: Subject, name: str, caplog: pytest.LogCaptureFixture) -> None:
     case = by_kernel.recording.case(name)
     api._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=api.__name__):
