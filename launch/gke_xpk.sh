@@ -20,7 +20,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 words "$@"
 need PROJECT ZONE CLUSTER TPU_TYPE IMAGE
 # `exec`, because xpk sends SIGTERM to the shell that it starts for this command.
-inside=(exec env ${COMPILE_CACHE:+"COMPILE_CACHE=$COMPILE_CACHE"} /dynllava/launch/process.sh "${options[@]}" --distributed)
+inside=(exec env ${COMPILE_CACHE:+"COMPILE_CACHE=$COMPILE_CACHE"}
+  /dynllava/launch/process.sh "${options[@]}" --distributed)
 run xpk workload create --project="$PROJECT" --zone="$ZONE" --cluster="$CLUSTER" --workload="${WORKLOAD:-dynllava}" \
   --tpu-type="$TPU_TYPE" --num-slices=1 --docker-image="$IMAGE" \
   --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="$UNFINISHED" \

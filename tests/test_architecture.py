@@ -34,7 +34,10 @@ MAY_USE = {
         *("config", "nn", "kernels", "model", "data", "sharding"),
         *("checkpoint", "inference", "analysis", "training"),
     },
-    "evaluation": {"config", "data", "demo", "inference"},
+    "evaluation": {
+        *("config", "data", "checkpoint", "demo", "sparsify", "inference"),
+        *("analysis", "training", "viz"),
+    },
     "viz": {"inference"},
     "testing": {"config", "data", "model", "inference"},
     "cli": {

@@ -56,7 +56,7 @@ def commands(name: str) -> list[list[str]]:
     assert run is not None
     inside = re.findall(r"`(dynllava [a-z]+ [^`]+)`", re.sub(r"\s*\n", " ", text))
     found = [*re.findall(r"^dynllava .*$", blocks, re.MULTILINE), *inside]
-    return [shlex.split(command.replace(" RUN", f" {run[0]}")) for command in found]
+    return [shlex.split(re.sub(r"\bRUN\b", run[0], command)) for command in found]
 
 
 @pytest.mark.parametrize("command", commands("cluster.md"), ids=lambda words: " ".join(words[1:3]))

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from dynllava_jax.checkpoint.paths import AnyPath
+from dynllava_jax.checkpoint.paths import AnyPath, is_remote
 from dynllava_jax.errors import InputError
 
 
@@ -49,7 +49,8 @@ def save_async(path: epath.Path, items: Mapping[str, Mapping[str, jax.Array]]) -
         A function that waits for the rest and raises what went wrong.
     """
     with _context():
-        return ocp.save_checkpointables_async(str(path), {name: dict(leaves) for name, leaves in items.items()}).result
+        saving = ocp.save_checkpointables_async(_text(path), {name: dict(leaves) for name, leaves in items.items()})
+    return saving.result
 
 
 def restore(
@@ -75,12 +76,13 @@ def load_some(path: epath.Path, item: str, recorded: Mapping[str, Mapping[str, A
 
 
 def _text(path: AnyPath) -> str:
-    return str(path.absolute()) if isinstance(path, Path) else str(path)
+    """Orbax takes no relative paths."""
+    return str(path) if is_remote(path) else str(Path(path).absolute())
 
 
 def _load_item(path: epath.Path, item: str, like: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
     def read() -> Any:
-        return ocp.load(str(path), dict(like), checkpointable_name=item)
+        return ocp.load(_text(path), dict(like), checkpointable_name=item)
 
     return {str(name): leaf for name, leaf in _reading(path / item, read, partial).items()}
 
@@ -117,9 +119,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _context(partial: bool = False) -> ocp.Context:
-    """Uncompressed: float weights hardly compress, and the time is better spent reading."""
+    """Uncompressed: float weights hardly compress, and the time is better spent reading.
+
+    Without Orbax's own copy of every host array, which takes several times as long as writing it: nobody changes an
+    array while it is saved.
+    """
     context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
+    context.memory.deepcopy_host_arrays = False
     context.pytree.loading.partial_load = partial
     context.array.saving.use_compression = False
     return context

@@ -1,4 +1,4 @@
-"""Shares with their uncertainty.
+"""Shares, means and perplexities with their uncertainty.
 
 N questions, R resamplings.
 """
@@ -6,7 +6,7 @@ N questions, R resamplings.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 _RESAMPLINGS = 2000
 
@@ -40,7 +40,18 @@ def ratio(right: Bool[np.ndarray, " N"], base: Bool[np.ndarray, " N"], seed: int
         return _interval(value, means[:, 0] / means[:, 1])
 
 
-def _resampled(right: Bool[np.ndarray, "N K"], seed: int) -> Float[np.ndarray, "R K"]:
+def mean(values: Float[np.ndarray, " N"], seed: int = 0) -> Interval:
+    return _interval(float(np.mean(values)), _resampled(values[:, None], seed)[:, 0])
+
+
+def perplexity(losses: Float[np.ndarray, " N"], tokens: Float[np.ndarray, " N"], seed: int = 0) -> Interval:
+    """The exponential of the mean loss of a token, from each text's summed loss and its tokens; texts are resampled."""
+    means = _resampled(np.stack([losses, tokens], axis=1), seed)
+    with np.errstate(over="ignore"):
+        return _interval(float(np.exp(np.sum(losses) / np.sum(tokens))), np.exp(means[:, 0] / means[:, 1]))
+
+
+def _resampled(right: Shaped[np.ndarray, "N K"], seed: int) -> Float[np.ndarray, "R K"]:
     rng = np.random.default_rng(seed)
     count = len(right)
     return np.stack([right[rng.integers(0, count, count)].mean(0) for _ in range(_RESAMPLINGS)])

@@ -8,10 +8,12 @@ from typing import Any
 from dynllava_jax.errors import InputError
 from dynllava_jax.evaluation.tasks import Question
 from dynllava_jax.inference.assistant import Assistant
-from dynllava_jax.inference.request import Request
+from dynllava_jax.inference.request import Answer, Request
 
 _CHUNK = 16
 _MOST_TOKENS = 16
+
+Row = dict[str, Any]
 
 
 def answers(
@@ -22,9 +24,34 @@ def answers(
     *,
     dense: bool = False,
 ) -> list[str]:
-    """The answers, greedy; those in `file` are not asked for again, and new ones are appended to it.
+    """The answers, greedy; see `collect`."""
+    rows = collect(lambda: assistant, questions, file, progress, dense=dense)
+    return [row["text"] for row in rows]
 
-    The file is only for one model and one list of questions: that is its name's business.
+
+def collect(
+    load: Callable[[], Assistant],
+    questions: Sequence[Question],
+    file: Path | None,
+    progress: Callable[[int], None] = lambda count: None,
+    *,
+    dense: bool = False,
+    most: int = _MOST_TOKENS,
+    note: Callable[[Answer], Row] = lambda answer: {},
+) -> list[Row]:
+    """A row for each question: id, kind, wanted answer, text, and what `note` adds.
+
+    Rows in `file` are not asked for again, and new ones are appended to it. The file is only for one model and one
+    list of questions: that is its name's business.
+
+    Args:
+        load: gives the model; called only when something has to be asked.
+        questions: what is asked, greedily.
+        file: JSON lines; None: nothing is kept.
+        progress: is told how many rows there are more.
+        dense: drop nothing.
+        most: tokens of an answer.
+        note: what of an answer to keep besides its text.
 
     Raises:
         InputError: the file holds answers to other questions, or cannot be written.
@@ -36,32 +63,34 @@ def answers(
     missing = [question for question in questions if question.id not in known]
     for first in range(0, len(missing), _CHUNK):
         chunk = missing[first : first + _CHUNK]
-        requests = [Request(question.text, [question.picture], _MOST_TOKENS) for question in chunk]
+        requests = [Request(question.text, [question.picture], most) for question in chunk]
         rows = []
-        for question, answer in zip(chunk, assistant.generate_batch(requests, dense=dense), strict=True):
+        for question, answer in zip(chunk, load().generate_batch(requests, dense=dense), strict=True):
             if isinstance(answer, InputError):
                 raise answer
-            known[question.id] = answer.text
-            rows.append({"id": question.id, "kind": question.kind, "wanted": question.answer, "text": answer.text})
+            row = {"id": question.id, "kind": question.kind, "wanted": question.answer, "text": answer.text}
+            rows.append(row | note(answer))
+            known[question.id] = rows[-1]
         if file is not None:
             _append(file, rows)
         progress(len(chunk))
     return [known[question.id] for question in questions]
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: Path) -> dict[str, Row]:
     """A last line that a stopped run left half-written does not count."""
     lines = file.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < len(lines):
         file.write_text("".join(whole))
     try:
-        return {row["id"]: row["text"] for row in map(json.loads, whole)}
+        rows = [json.loads(line) for line in whole]
+        return {row["id"]: row | {"text": row["text"]} for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged: {error}; remove it.") from None
 
 
-def _append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _append(file: Path, rows: Sequence[Row]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a") as out:

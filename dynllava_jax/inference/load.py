@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dynllava_jax.checkpoint.load import load as load_checkpoint
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.demo import embedded
@@ -44,6 +45,7 @@ def load(
     output_keep: bool = True,
     template: str | None = None,
     selector: str | None = None,
+    sparsity: Mapping[str, Any] | None = None,
     buckets: Buckets | None = None,
     attention: api.Implementation = None,
     compile_cache: str | Path | None = None,
@@ -60,6 +62,8 @@ def load(
         output_keep: False stores every generated token.
         template: conversation format; None: the model's own.
         selector: image selector in place of the model's, a name or "package.module:Class".
+        sparsity: fields of `SparsityConfig` in place of the model's own, such as {"embed_selector": "pool",
+            "embed_keep_rate": 0.25}: whatever is dropped elsewhere or by others.
         buckets: shapes that requests are padded to.
         attention: implementation of attention, see `kernels.api`.
         compile_cache: folder on a local disk in which compiled programs are kept between processes; None: as JAX is
@@ -79,7 +83,7 @@ def load(
     path = as_path(embedded.CHECKPOINT if embedded_one else model)
     source = None if random_weights else open_source(_existing(path))
     config = embedded.config() if source is None else without_untrained(source)
-    config = _adjust(config, keep_rate, output_keep, template, selector)
+    config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})
     dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
@@ -137,9 +141,17 @@ def without_untrained(source: Source) -> ModelConfig:
 
 
 def _adjust(
-    config: ModelConfig, keep_rate: float | None, output_keep: bool, template: str | None, selector: str | None
+    config: ModelConfig,
+    keep_rate: float | None,
+    output_keep: bool,
+    template: str | None,
+    selector: str | None,
+    fields: Mapping[str, Any],
 ) -> ModelConfig:
-    sparsity = config.sparsity
+    known = [field.name for field in dataclasses.fields(SparsityConfig)]
+    if unknown := sorted(set(fields) - set(known)):
+        raise InputError(f"sparsity has no field {unknown[0]!r}; there are {', '.join(known)}.")
+    sparsity = dataclasses.replace(config.sparsity, **fields)
     if keep_rate is not None:
         if sparsity.image_selector is None and selector is None:
             raise InputError("keep_rate has no effect: this model has no image selector; name one with selector=.")

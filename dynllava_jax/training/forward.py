@@ -20,7 +20,9 @@ from dynllava_jax.model.decoder import Remat, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import NOTHING, Probe
 from dynllava_jax.nn.rope import rope
+from dynllava_jax.sparsify.eviction import Eviction
 from dynllava_jax.training.decisions import Decisions, GumbelRule, Rule, decide
+from dynllava_jax.training.evicted import Evicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ForwardPlan:
         attention: implementation of attention (see `kernels.api`).
         dtype: compute dtype.
         probe: what to show besides.
+        eviction: under `InferenceRule`, a cache policy for the answer in the deep layers, to compare with.
     """
 
     loss: LossConfig = LossConfig()
@@ -40,6 +43,7 @@ class ForwardPlan:
     attention: api.Implementation = None
     dtype: str = "float32"
     probe: Probe = NOTHING
+    eviction: Eviction | None = None
 
 
 class ForwardOutput(NamedTuple):
@@ -50,12 +54,14 @@ class ForwardOutput(NamedTuple):
         decisions: the predictors'.
         selected_from: residual stream that the predictors judged.
         lowest: the smallest denominator of the policy softmax, if the probe asks for it and there is a policy.
+        held: share of the answer's keys that its last token finds under the eviction, over layers and heads, or None.
     """
 
     hidden: Float[Array, "B S D"]
     decisions: Decisions
     selected_from: Float[Array, "B S D"]
     lowest: Float[Array, ""] | None
+    held: Float[Array, " B"] | None
 
 
 def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rule, plan: ForwardPlan) -> ForwardOutput:
@@ -88,8 +94,14 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
     with jax.named_scope("selection"):
         decisions = decide(model, batch, shallow, keys, rule, plan.loss)
     policy = decisions.policy
+    evicted = None
+    if plan.eviction is not None:
+        assert not isinstance(rule, GumbelRule), "an eviction has no gradient"
+        evicted = Evicted(plan.eviction, batch.kind == Kind.ANSWER, None if policy is None else policy > 0)
 
     def under_policy(query: Array, key: Array, value: Array, layer: Array) -> Array:
+        if evicted is not None:
+            return evicted.attention(query, key, value)
         if policy is None:
             return everything(query, key, value, layer)
         if isinstance(rule, GumbelRule):
@@ -102,7 +114,8 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
         return xla.lowest_denominator(query, key, policy, batch.lengths, eps=plan.loss.eps)
 
     probed = plan.probe.denominator and policy is not None and isinstance(rule, GumbelRule)
-    watch = denominators if probed else None
+    watch = denominators if probed else None if evicted is None else evicted.held
     deep = run_stack(model.decoder.deep, shallow.hidden, by, under_policy, watch=watch, remat=plan.remat)
-    lowest = None if deep.watched is None else jnp.min(deep.watched)
-    return ForwardOutput(deep.hidden, decisions, shallow.hidden, lowest)
+    lowest = jnp.min(deep.watched) if probed and deep.watched is not None else None
+    held = jnp.mean(deep.watched, axis=0) if evicted is not None and deep.watched is not None else None
+    return ForwardOutput(deep.hidden, decisions, shallow.hidden, lowest, held)

@@ -24,7 +24,7 @@ def draw_points(points: Sequence[Point], cost: str, value: str, *, logarithmic: 
     figure = new_figure(7.5, 4.5)
     axis = figure.subplots()
     for number, point in enumerate(points):
-        ends = [[point.value - point.low], [point.high - point.value]]
+        ends = [[max(0.0, point.value - point.low)], [max(0.0, point.high - point.value)]]
         style = "os^Dv"[number // len(COLOURS) % 5]
         colour = COLOURS[number % len(COLOURS)]
         axis.errorbar([point.cost], [point.value], ends, fmt=style, color=colour, capsize=3, label=point.label)

@@ -1,5 +1,6 @@
 """`dynllava convert merge`: a run of any kind becomes a model checkpoint, or one line says why not."""
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -77,6 +78,13 @@ def test_the_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for path, value in flatten(found).items():
         assert value.dtype == jnp.bfloat16
         np.testing.assert_array_equal(value, flatten(wanted)[path])
+
+
+def test_relative_folders(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    out = tmp_path / "model"
+    assert merge(Path("run"), Path(os.path.relpath(out))).step == 2
+    assert store.is_checkpoint(out)
 
 
 def test_what_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
