@@ -39,8 +39,9 @@ class Target:
         return self.shape[1:] if self.stacked else self.shape
 
 
+@functools.lru_cache(maxsize=8)  # a run asks for it again and again
 def abstract_model(config: ModelConfig) -> DynamicLlava:
-    """The model with shapes in place of arrays; costs no memory at any size."""
+    """The model with shapes in place of arrays; costs no memory at any size. One for all who ask: not to be changed."""
     return jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config))
 
 

@@ -15,6 +15,7 @@ from dynllava_jax.testing import tiny_config
 CONFIG = tiny_config()
 
 
+@pytest.mark.slow
 def test_random_weights_have_the_models_shapes_and_no_other_dtype() -> None:
     model, wanted = random_model(CONFIG, "bfloat16"), abstract_model(CONFIG)
     assert jax.tree.structure(model) == jax.tree.structure(wanted)

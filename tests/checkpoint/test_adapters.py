@@ -71,6 +71,7 @@ def check(found: DynamicLlava, wanted: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(np.asarray(value), wanted[path], rtol=1e-6, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_in_float32(init: Path, trained: dict[str, np.ndarray], tmp_path: Path) -> None:
     run = save(tmp_path, init, trained)
     wanted = expected(flatten(load(init)), trained)
@@ -84,6 +85,7 @@ def test_adapters_are_merged_in_float32(init: Path, trained: dict[str, np.ndarra
     check(load(run, sharding=lambda model: param_shardings(model, mesh, CONFIG)), wanted)
 
 
+@pytest.mark.slow
 def test_another_sparse_layer_and_a_run_upon_a_run(init: Path, trained: dict[str, np.ndarray], tmp_path: Path) -> None:
     """A run that begins with one that had adapters begins with the merged kernels, and has its own adapters on top."""
     first = save(tmp_path / "first", init, trained)
@@ -96,6 +98,7 @@ def test_another_sparse_layer_and_a_run_upon_a_run(init: Path, trained: dict[str
     np.testing.assert_allclose(found, np.concatenate(stacks)[:3], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_that_the_run_kept_itself(init: Path, trained: dict[str, np.ndarray], tmp_path: Path) -> None:
     before = flatten(load(init))
     frozen = {path: jnp.asarray(value) for path, value in before.items() if path not in trained}

@@ -36,6 +36,7 @@ def test_rows(tmp_path: Path) -> None:
     assert rows["projector/layers/0/kernel"].layers is None
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_after_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(golden_files.ROOT / "checkpoint", tmp_path / "model", vision_tower=golden_files.ROOT / "vision_tower")
     export(tmp_path / "model", tmp_path / "torch", layout="official")

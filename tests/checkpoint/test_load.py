@@ -50,6 +50,7 @@ def test_dense_leaves_the_predictors_out(checkpoint: Path) -> None:
     assert model.config.sparsity.image_selector is None
 
 
+@pytest.mark.slow
 def test_selectors_that_the_checkpoint_lacks(tmp_path: Path) -> None:
     lacking = [(name, leaf) for name, leaf in random_leaves() if not name.startswith("output_predictor")]
     store.write(tmp_path / "ckpt", CONFIG, lacking)
@@ -73,7 +74,7 @@ def test_what_does_not_fit_is_listed_at_once(checkpoint: Path) -> None:
         load(checkpoint, dataclasses.replace(CONFIG, decoder=fewer))
 
 
-@pytest.mark.parametrize("spec", ["data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"])
+@pytest.mark.parametrize("spec", ["data=2,fsdp=2,tensor=2", pytest.param("fsdp=4,tensor=2", marks=pytest.mark.slow)])
 def test_onto_a_mesh(checkpoint: Path, spec: str) -> None:
     mesh = make_mesh(spec)
     alone = params(load(checkpoint))

@@ -25,6 +25,7 @@ def test_an_address_is_not_mangled() -> None:
     assert as_path("a/b") == Path("a/b")
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(tmp_path, monkeypatch)
     (tmp_path / "bucket").mkdir()

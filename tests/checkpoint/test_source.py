@@ -99,6 +99,7 @@ def test_ready_to_be_asked(made: Path) -> None:
     assert assistant.tokenizer.decode(assistant.tokenizer.encode("a red cat", add_bos=False)) == "a red cat"
 
 
+@pytest.mark.slow
 def test_the_initial_checkpoint_is_gone(copy: Path, before: dict[str, np.ndarray]) -> None:
     """The run names the folder it was given, or the link beside it; both are tried."""
     run = copy / "workdir"
@@ -123,6 +124,7 @@ def test_frozen_parameters_inside(made: Path, tmp_path: Path, before: dict[str, 
     check(flat(load(tmp_path)), before, 0)
 
 
+@pytest.mark.slow
 def test_what_the_initial_checkpoint_lacks_is_kept(made: Path, tmp_path: Path, before: dict[str, np.ndarray]) -> None:
     """Frozen predictors that were made from a seed are nowhere else."""
     lacking = [(name, leaf) for name, leaf in random_leaves() if not name.startswith("image_predictor/")]
@@ -174,6 +176,7 @@ def test_nothing_whole_yet(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_run(made: Path, tmp_path: Path, before: dict[str, np.ndarray]) -> None:
     with TrainingCheckpoints(tmp_path, CONFIG, init=made / "workdir") as checkpoints:
         params: Any = {"decoder": split(load(made / "workdir"))[0]["decoder"]}

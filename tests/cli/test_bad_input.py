@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from dynllava_jax.cli.main import main
 from tests.golden_files import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_load")
+
 
 class Code:
     """What a hostile pickle holds."""

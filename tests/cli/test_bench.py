@@ -49,7 +49,8 @@ def test_attention_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not here" in out
 
 
-@pytest.mark.parametrize("cache", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [True, False])
 def test_generation_dynamic_and_dense(cache: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "tiny", "--random-weights", "--batch", "2", "--prompt", "10", "--new-tokens", "5"]
     words += [] if cache else ["--no-cache"]

@@ -8,6 +8,8 @@ import pytest
 
 from dynllava_jax.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("one_load")
+
 KEYS = {"text", "token_ids", "kept_image_tokens", "kept_output_tokens", "cache_tokens", "seconds"}
 
 
@@ -46,6 +48,7 @@ def test_json_into_a_file(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_modes_change_what_is_kept(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def kept(*more: str) -> tuple[int, list[int | None]]:
         assert main(ask(checkpoint, "--max-new-tokens", "4", "--json", *more)) == 0

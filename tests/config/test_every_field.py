@@ -266,6 +266,7 @@ def test_the_table_is_complete() -> None:
 CASES = [(f"{config.__name__}.{name}", entry) for config, fields in CHANGES.items() for name, entry in fields.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [entry for _, entry in CASES], ids=[name for name, _ in CASES])
 def test_the_field_changes_something(entry: Entry) -> None:
     observe, before, after = entry

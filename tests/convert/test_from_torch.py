@@ -159,6 +159,7 @@ def test_bin_shards_with_the_tower_apart(tmp_path: Path, tower: str) -> None:
     assert any("24 tensors left out" in note for note in report.notes) == (report.dropped == 24)
 
 
+@pytest.mark.slow
 def test_a_base_llava_gets_fresh_predictors(tmp_path: Path) -> None:
     src = torch_folders.golden("checkpoint", tmp_path)
     torch_folders.golden("vision_tower", tmp_path)

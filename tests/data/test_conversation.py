@@ -117,6 +117,7 @@ def test_a_bad_sample_is_named(name: str, record: Record, reason: str) -> None:
     assert error.value.reason == reason
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     turns=st.lists(st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9)), min_size=1, max_size=3),

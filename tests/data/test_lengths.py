@@ -72,6 +72,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
         sample_lengths(_SOURCE, preparation(), tmp_path / "file" / "below", workers=0)
 
 
+@pytest.mark.slow
 def test_worker_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "_WORTH_A_PROCESS", 1)
     here, there = (sample_lengths(_SOURCE, preparation(), tmp_path / str(count), workers=count) for count in (0, 1))

@@ -236,6 +236,7 @@ def test_onto_a_bucket(source: JsonSource, tmp_path: Path, monkeypatch: pytest.M
         open_source("gs://bucket/packed")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_said(source: JsonSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_Prepare", lambda *args: _die)
     with pytest.raises(CheckError, match="A worker process was killed"):

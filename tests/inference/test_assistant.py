@@ -64,6 +64,7 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_noticed(assistant: Assist
         small(dl.Request(QUESTION))
 
 
+@pytest.mark.slow
 def test_one_bad_request_fails_alone(assistant: Assistant) -> None:
     def ask(question: str = QUESTION, images: Any = (), **wishes: Any) -> dl.Request:
         return dl.Request(question, images, **dict[str, Any](max_new_tokens=4) | wishes)

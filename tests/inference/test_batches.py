@@ -32,6 +32,7 @@ def engine() -> Engine:
     return make_engine()
 
 
+@pytest.mark.slow
 def test_fifty_random_batches(engine: Engine) -> None:
     figures, rng = Figures(), np.random.default_rng(0)
     for _ in range(50):
@@ -91,7 +92,14 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(engine: Engine, sampler:
     assert second[0].tokens != first.tokens
 
 
-@pytest.mark.parametrize("sparsity", [PLAIN, INSTRUCTED, dataclasses.replace(INSTRUCTED, output_selector=None)])
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        PLAIN,
+        pytest.param(INSTRUCTED, marks=pytest.mark.slow),
+        pytest.param(dataclasses.replace(INSTRUCTED, output_selector=None), marks=pytest.mark.slow),
+    ],
+)
 def test_without_cache_the_answers_are_the_same(engine: Engine, sparsity: SparsityConfig) -> None:
     """The threshold rule sees each answer token alone, as the cached decode does."""
     rng = np.random.default_rng(6)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import make_batch
@@ -52,6 +53,7 @@ def test_bfloat16_stays_close_to_float32() -> None:
     assert error <= DRIFT
 
 
+@pytest.mark.slow
 def test_selection_keeps_mostly_the_same_patches() -> None:
     config, model = tiny_config(), tiny_model()
     rng = np.random.default_rng(1)

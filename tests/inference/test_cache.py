@@ -261,6 +261,7 @@ def test_a_finished_answer_stands_still(grown: Course) -> None:
             np.testing.assert_array_equal(lengths[:, row], grown.lengths[ended][:, row])
 
 
+@pytest.mark.slow
 def test_a_stop_token_ends_one_answer_and_leaves_its_neighbours_alone(grown: Course) -> None:
     """The stop token itself is never stored; the neighbours' answers are what they were."""
     stop = next(int(token) for token in grown.tokens[2, 5:] if token not in grown.tokens[0])

@@ -17,7 +17,7 @@ from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
 FIRST, SECOND, THIRD = "What is in the left?", "And in the right?", "Is the cat red?"
 
 
-@pytest.fixture(scope="module", params=["plain", "instruct"])
+@pytest.fixture(scope="module", params=["plain", pytest.param("instruct", marks=pytest.mark.slow)])
 def assistant(request: pytest.FixtureRequest) -> Assistant:
     config = tiny_config()
     if request.param == "instruct":

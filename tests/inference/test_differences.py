@@ -106,6 +106,7 @@ def test_padding_changes_nothing_in_any_layer(run_prefill) -> None:  # quirk 4
     np.testing.assert_array_equal(outputs[0].kept_origin, outputs[1].kept_origin)
 
 
+@pytest.mark.slow
 def test_a_batch_has_no_phantom_keys_and_images_stand_anywhere(engine: Engine) -> None:  # quirks 10, 23, 26
     prompts = [prompt(1, 20), prompt(2, 9, (0,)), prompt(3, 15, (3, 12)), prompt(4, 30, (29,))]
     alone_equals_together(engine, prompts, CONFIG.sparsity)
@@ -115,6 +116,7 @@ def test_a_sample_without_image_changes_nothing_for_the_others(engine: Engine) -
     alone_equals_together(engine, [prompt(5, 20), prompt(6, 40, ())], CONFIG.sparsity)
 
 
+@pytest.mark.slow
 def test_the_instruct_predictor_serves_batches(engine: Engine) -> None:  # quirk 18
     prompts = [prompt(7, 25), prompt(8, 18, (2,)), prompt(9, 12, ())]
     alone_equals_together(engine, prompts, WITH_INSTRUCT)

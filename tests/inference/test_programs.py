@@ -47,6 +47,7 @@ def assistant() -> Assistant:
     return tiny_assistant(buckets=BUCKETS)
 
 
+@pytest.mark.slow
 def test_two_hundred_random_requests(assistant: Assistant, compiled: Compiled) -> None:
     rng, before, asked = np.random.default_rng(0), compiled.count, 0
     while asked < 200:

@@ -23,7 +23,10 @@ from dynllava_jax.testing import synthetic_image, tiny_config, tiny_model
 
 CONFIG = tiny_config()
 BUCKETS = Buckets(rows=(8,), images=(2,), length=(64,), answer=(16,), instruction=(32,), segment=16)
-MESHES = ["data=2,tensor=4", "data=8", "tensor=4", "fsdp=2,tensor=2"]
+MESHES = [
+    "data=2,tensor=4",
+    *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("data=8", "tensor=4", "fsdp=2,tensor=2")),
+]
 IMAGE = -200
 
 
@@ -93,7 +96,13 @@ def test_a_mesh_gives_the_same_answers(spec: str, alone: Result) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "kernel"), [(None, "triton"), (None, "tpu"), ("data=2,tensor=2", "triton"), ("data=2,tensor=4", "tpu")]
+    ("spec", "kernel"),
+    [
+        (None, "triton"),
+        pytest.param(None, "tpu", marks=pytest.mark.slow),
+        pytest.param("data=2,tensor=2", "triton", marks=pytest.mark.slow),
+        ("data=2,tensor=4", "tpu"),
+    ],
 )
 def test_the_kernels_give_the_same_answers(
     spec: str | None, kernel: str, alone: Result, caplog: pytest.LogCaptureFixture

@@ -38,6 +38,7 @@ class Shape(NamedTuple):
 
 # Several tiles each, the last of which is partly padding; 80 and 96 are padded to a power of two by one kernel.
 SHAPES = [Shape(2, 2, 150, 64), Shape(4, 2, 70, 80), Shape(3, 1, 40, 96), Shape(1, 1, 130, 128)]
+ONE_FAST = [SHAPES[1], *(pytest.param(shape, marks=pytest.mark.slow) for shape in (SHAPES[0], *SHAPES[2:]))]
 
 
 class Inputs(NamedTuple):
@@ -112,7 +113,7 @@ def assert_close(
         np.testing.assert_allclose(ours, truth, rtol=0, atol=allowed * max(1.0, np.abs(truth).max()), err_msg=name)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", ONE_FAST, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
@@ -123,7 +124,7 @@ def test_policy_attention(name: str, shape: Shape, data: st.DataObject) -> None:
     assert_close(under_policy(name)(given), under_policy("xla")(given), given)
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], pytest.param(SHAPES[2], marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 99), peak=st.sampled_from((1.0, 16.0)))
@@ -161,9 +162,7 @@ def test_without_leak_and_with_all_kept_it_is_plain_attention(name: str) -> None
     assert_close(under_policy(name, 0.0)(given)[:4], plain("xla")(given), given)
 
 
-@pytest.mark.parametrize(
-    "shape", [SHAPES[1], *(pytest.param(shape, marks=pytest.mark.slow) for shape in (SHAPES[0], *SHAPES[2:]))], ids=str
-)
+@pytest.mark.parametrize("shape", ONE_FAST, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_bfloat16_is_off_by_its_own_rounding(name: str, shape: Shape) -> None:
     given = inputs(shape, (shape.length, shape.length - 20))
@@ -210,7 +209,7 @@ def test_a_remat_policy_may_keep_what_the_backward_pass_needs(capsys: pytest.Cap
     assert kept.count("named 'attention_rows'") == 3
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("groups", [4, 2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["triton-interpret", "tpu-interpret"])
 def test_each_device_runs_its_own_part(name: str, groups: int) -> None:
     """Also where there are fewer key/value heads than the mesh would split."""
@@ -228,6 +227,7 @@ def test_each_device_runs_its_own_part(name: str, groups: int) -> None:
     assert_close(found, under_policy("xla")(given), given)
 
 
+@pytest.mark.slow
 def test_no_race_on_a_tpu() -> None:
     given = inputs(Shape(2, 1, 200, 128), (200,))
     interpret = pltpu.InterpretParams(detect_races=True)

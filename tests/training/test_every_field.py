@@ -235,6 +235,7 @@ def test_the_table_is_complete() -> None:
 CASES = [(f"{config.__name__}.{name}", case) for config, fields in CHANGES.items() for name, case in fields.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
 def test_the_field_changes_something(case: Entry) -> None:
     observe, make = case

@@ -71,6 +71,7 @@ def test_what_shall_be_fresh_is_made_by_the_seed(
     assert set(initial.values) == set(parameters.axes)
 
 
+@pytest.mark.slow
 def test_predictors_and_adapters_that_are_not_there_are_made(checkpoint: Path, stored: dict[str, np.ndarray]) -> None:
     sparsity = dataclasses.replace(tiny().sparsity, instruct_selector="learned")
     model = dataclasses.replace(tiny(), sparsity=sparsity)

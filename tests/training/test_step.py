@@ -46,6 +46,7 @@ def test_ten_steps_on_a_mesh_equal_those_on_one_device(mesh):
         np.testing.assert_allclose(found.params[path], value, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_the_whole_batch():
     # Flat attention: where a dropped key holds a row's maximum, gradients would show every rounding (see above).
     found, wanted = (run(config, 1, False) for config in (settings(mesh="data=2", device_batch_size=2), settings()))
@@ -72,6 +73,7 @@ def test_per_device_normalisation_is_the_mean_of_means():
     assert found.rows[0]["ce"] != pytest.approx(on_one_device().rows[0]["ce"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_frozen_parts_have_no_moments_and_do_not_move():
     frozen = OptimizerConfig(learning_rate=1e-2, freeze_decoder=True, freeze_projector=True, warmup_ratio=0.0)
     trainer = trainer_of(settings(optimizer=frozen))
