@@ -21,7 +21,9 @@ BUCKETS = Buckets(rows=(2,), images=(1,), length=(64,), answer=(256,), instructi
 SHAPE = Shape(rows=2, images=1, length=64, deep_length=64, answer=256)
 
 
-@pytest.fixture(scope="module", params=[None, "data=2,tensor=2"], ids=["device", "mesh"])
+@pytest.fixture(
+    scope="module", params=[None, pytest.param("data=2,tensor=2", marks=pytest.mark.slow)], ids=["device", "mesh"]
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """As `dynllava_jax.load` makes it: the weights are bound to their devices."""
     model = tiny_model()

@@ -168,6 +168,7 @@ def gathered(text: str) -> list[tuple[int, ...]]:
     return results
 
 
+@pytest.mark.slow
 def test_load_takes_a_mesh() -> None:
     picture = synthetic_image()
     buckets = Buckets(rows=(1,), images=(1,), length=(768,), answer=(16,), segment=16)

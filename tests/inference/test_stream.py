@@ -54,7 +54,7 @@ def test_an_answer_ends_with_its_stop_string(assistant: Assistant, whole: Answer
     assert answer.kept_output_tokens == [*whole.kept_output_tokens[:8], None]
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_generate_says_the_same(assistant: Assistant, stop: str, use_cache: bool) -> None:
     """Its neighbour goes on; the cache holds what was fed up to the stop string and nothing behind it."""
     long = Request("Is the cat red?", [PICTURE], max_new_tokens=14)
