@@ -15,7 +15,7 @@ NEVER_COMPARED = {
     "13_prepare_inputs": {"one_without_image.train_loss"},
 }
 """All that may stand without comparison, besides arrays of shape [0] in case 13."""
-SLOW = {"06_decode_kv", "10b_train_instruct", "11_tokenpacker", "14_train_trajectory"}
+SLOW = {"06_decode_kv", "07_decode_nocache", "10b_train_instruct", "11_tokenpacker", "14_train_trajectory"}
 
 
 @pytest.mark.parametrize(

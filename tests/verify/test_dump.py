@@ -12,7 +12,14 @@ from dynllava_jax.verify.tolerance import tolerance
 
 
 @pytest.mark.parametrize(
-    "name", ["02_predictors", "03_masked_softmax", "04_dense", "06_decode_kv", "13_prepare_inputs"]
+    "name",
+    [
+        "02_predictors",
+        "03_masked_softmax",
+        "04_dense",
+        pytest.param("06_decode_kv", marks=pytest.mark.slow),
+        "13_prepare_inputs",
+    ],
 )
 def test_a_dump_holds_every_compared_array_with_padding_blanked(name: str, subject: Subject, tmp_path: Path) -> None:
     case = subject.recording.case(name)

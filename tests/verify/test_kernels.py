@@ -41,6 +41,7 @@ def by_kernel(request: pytest.FixtureRequest, subject: Subject) -> Iterator[Subj
         yield Subject(subject.recording, subject.model, request.param)
 
 
+@pytest.mark.slow
 def test_causal_and_padded_variants(by_kernel: Subject, caplog: pytest.LogCaptureFixture) -> None:
     case = by_kernel.recording.case("03_masked_softmax")
     causal = {array: value for array, value in case.outputs.items() if not array.startswith("nomask")}

@@ -53,6 +53,7 @@ if "--inputs" in arguments:
 """
 
 
+@pytest.mark.slow
 def test_against_official_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a stand-in for the official side is asked, and what becomes of its answer."""
     (tmp_path / "repo" / "llava").mkdir(parents=True)
