@@ -4,10 +4,8 @@ import argparse
 from pathlib import Path
 
 from dynllava_jax.convert.hub import locate
-from dynllava_jax.convert.torch_source import open_torch
 from dynllava_jax.data.image import load_image
 from dynllava_jax.demo.pictures import sample
-from dynllava_jax.errors import InputError
 from dynllava_jax.verify import logits
 from dynllava_jax.verify.logits import Outcome, TorchSide
 from dynllava_jax.verify.tolerance import LOGITS
@@ -31,11 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, when the comparison could not be made."""
-    if getattr(args, "base", None) is not None:
-        raise InputError("--verify-logits runs whole models, not a part of one laid over its --base; leave it out.")
     load_image(_asked(args)[0])
-    kind = args.layout if args.kind == "to-torch" else logits.kind_of(open_torch(locate(args.src), None, []))
-    logits.check_runs(kind, _side(args))
+    side = _side(args)
+    logits.check_runs(args.layout if args.kind == "to-torch" else logits.kind_of(args.src, side.base), side)
 
 
 def run(args: argparse.Namespace, torch: str, checkpoint: str) -> Outcome:
@@ -53,10 +49,11 @@ def _asked(args: argparse.Namespace) -> tuple[str | Path, str]:
 
 
 def _side(args: argparse.Namespace) -> TorchSide:
-    default, tower = TorchSide(), args.vision_tower
+    default, tower, base = TorchSide(), args.vision_tower, getattr(args, "base", None)
     return TorchSide(
         official=args.official_repo,
         python=args.torch_python or default.python,
         vision_tower=None if tower is None else Path(str(locate(tower))),
+        base=None if base is None else Path(str(locate(base))),
         dtype=args.verify_dtype or args.dtype or default.dtype,
     )

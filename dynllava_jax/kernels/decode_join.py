@@ -7,27 +7,29 @@ block, E head dimension. A kernel says how one block is read; the rest, here, is
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dynllava_jax.kernels.exact import exact
 from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.xla import Blocks
 
 NOTHING = -1e30
-"""`log_sum` of a part without any key: finite, so that nothing becomes NaN, and far below every score."""
+"""`highest` of a part without any key: finite, so that nothing becomes NaN, and far below every product."""
 
 
 class Partial(NamedTuple):
-    """Attention over some of the keys.
+    """Attention over some of the keys, in float32. Not as one logarithm: a large one is rounded coarsely.
 
     Attributes:
-        out: their values under a softmax of their own, float32; 0 where there are none.
-        log_sum: logarithm of the sum of their exponentials.
+        sums: their values under the exponentials of (product - highest) times the scale; 0 where there are none.
+        total: sum of those exponentials.
+        highest: largest product of the query and a key.
     """
 
-    out: Float[Array, "B G P R E"]
-    log_sum: Float[Array, "B G P R"]
+    sums: Float[Array, "B G P R E"]
+    total: Float[Array, "B G P R"]
+    highest: Float[Array, "B G P R"]
 
 
 @runtime_checkable
@@ -79,13 +81,14 @@ def score_scale(head_dim: int) -> float:
 
 
 def _itself(query: Float[Array, "B G R E"], key: Float[Array, "B G 1 E"], value: Float[Array, "B G 1 E"]) -> Partial:
-    """The token's own key: one score, whose softmax is 1."""
-    products = query.astype(jnp.float32) * key.astype(jnp.float32)
-    score = jnp.sum(products, axis=-1) * score_scale(query.shape[-1])
-    return Partial(jnp.broadcast_to(value.astype(jnp.float32), query.shape)[:, :, None], score[:, :, None])
+    """The token's own key: one score, whose exponential is 1."""
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    highest = exact(lambda left, right: jnp.sum(left * right, axis=-1), query, key, -1, -1)[:, :, None]
+    return Partial(jnp.broadcast_to(value, query.shape)[:, :, None], jnp.ones_like(highest), highest)
 
 
 def _join(parts: list[Partial]) -> Float[Array, "B G R E"]:
-    out = jnp.concatenate([part.out for part in parts], axis=2)
-    weights = jax.nn.softmax(jnp.concatenate([part.log_sum for part in parts], axis=2), axis=2)
-    return jnp.sum(out * weights[..., None], axis=2)
+    sums, total, highest = (jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True))
+    above = highest - jnp.max(highest, axis=2, keepdims=True)
+    weights = jnp.exp(above * score_scale(sums.shape[-1]))
+    return jnp.sum(sums * weights[..., None], axis=2) / jnp.sum(total * weights, axis=2)[..., None]

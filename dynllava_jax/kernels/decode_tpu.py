@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
+from dynllava_jax.kernels.exact import exact
 from dynllava_jax.kernels.layout import across_lanes
 
 _LANES = 128
@@ -54,28 +55,41 @@ def read(
     cached = pl.BlockSpec((None, None, heads, *((size, tile) if across else (tile, size))), large)
     if across:
         keys, values = keys.swapaxes(3, 4), values.swapaxes(3, 4)
-    out, log_sum = pl.pallas_call(
+    sums, *rest = pl.pallas_call(
         functools.partial(_kernel, tile=tile, across=across),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, groups // heads, pl.cdiv(capacity, tile)),
             in_specs=(shared(size), cached, cached),
-            out_specs=(shared(size), shared(_LANES)),
+            out_specs=(shared(size), shared(_LANES), shared(_LANES)),
             scratch_shapes=[pltpu.VMEM((heads, rows, columns), jnp.float32) for columns in (_LANES, _LANES, size)],
         ),
         out_shape=(
             jax.ShapeDtypeStruct((batch, groups, rows, size), jnp.float32),
-            jax.ShapeDtypeStruct((batch, groups, rows, _LANES), jnp.float32),
+            *[jax.ShapeDtypeStruct((batch, groups, rows, _LANES), jnp.float32)] * 2,
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
         name="decode_attention",
     )(layer[None], filled, jnp.pad(query, ((0, 0), (0, 0), (0, rows - ratio), (0, 0))), keys, values)
-    return Partial(out[:, :, None, :ratio], log_sum[:, :, None, :ratio, 0])
+    return Partial(sums[:, :, None, :ratio], *(x[:, :, None, :ratio, 0] for x in rest))
 
 
 def _kernel(
-    layer_ref, filled_ref, query_ref, key_ref, value_ref, out_ref, sum_ref, highest, total, sums, *, tile, across
+    layer_ref,
+    filled_ref,
+    query_ref,
+    key_ref,
+    value_ref,
+    sums_ref,
+    total_ref,
+    highest_ref,
+    highest,
+    total,
+    sums,
+    *,
+    tile,
+    across,
 ):
     del layer_ref  # the tiles that arrive are already its own
     step, filled = pl.program_id(2), filled_ref[pl.program_id(0)]
@@ -89,12 +103,13 @@ def _kernel(
     @pl.when(step * tile < filled)
     def _():
         query, key = query_ref[...], key_ref[...]
-        scores = _products(query, key, 1 if across else 2) * score_scale(query.shape[-1])
-        held = step * tile + lax.broadcasted_iota(jnp.int32, scores.shape, 2) < filled
-        scores = jnp.where(held, scores, NOTHING)
+        scale, over = score_scale(query.shape[-1]), 1 if across else 2
+        products = exact(lambda left, right: _products(left, right, over), query, key, 2, over)
+        held = step * tile + lax.broadcasted_iota(jnp.int32, products.shape, 2) < filled
+        products = jnp.where(held, products, NOTHING)
         before = highest[...]
-        larger = jnp.maximum(before, jnp.max(scores, axis=2, keepdims=True))
-        shrink, weights = jnp.exp(before - larger), jnp.exp(scores - larger[:, :, :1])
+        larger = jnp.maximum(before, jnp.max(products, axis=2, keepdims=True))
+        shrink, weights = jnp.exp((before - larger) * scale), jnp.exp((products - larger[:, :, :1]) * scale)
         # The end of a tile may lie outside the cache, where anything may stand: 0 times infinity is no number.
         inside = step * tile + lax.broadcasted_iota(jnp.int32, value_ref.shape, 2 if across else 1) < filled
         value = jnp.where(inside, value_ref[...], 0)
@@ -104,10 +119,7 @@ def _kernel(
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
-        empty = total[...] == 0.0
-        whole = jnp.where(empty, 1.0, total[...])
-        out_ref[...] = sums[...] / whole[:, :, :1]
-        sum_ref[...] = jnp.where(empty, NOTHING, highest[...] + jnp.log(whole))
+        sums_ref[...], total_ref[...], highest_ref[...] = sums[...], total[...], highest[...]
 
 
 def _products(left, right, over: int):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
-from dynllava_jax.kernels.triton import fitting, triton_call
+from dynllava_jax.kernels.triton import dot, fitting, row_products, triton_call
 
 
 def read(
@@ -46,45 +46,64 @@ def read(
             grid=(batch, groups, parts),
             out_shape=(
                 jax.ShapeDtypeStruct((batch, groups, parts, ratio, size), jnp.float32),
-                jax.ShapeDtypeStruct((batch, groups, parts, ratio), jnp.float32),
+                *[jax.ShapeDtypeStruct((batch, groups, parts, ratio), jnp.float32)] * 2,
             ),
             name="decode_attention",
         )(layer[None], filled, query, keys, values)
     )
 
 
-def _kernel(layer_ref, filled_ref, query_ref, key_ref, value_ref, out_ref, sum_ref, *, rows, columns, tile, parts):
+def _kernel(
+    layer_ref,
+    filled_ref,
+    query_ref,
+    key_ref,
+    value_ref,
+    sums_ref,
+    total_ref,
+    highest_ref,
+    *,
+    rows,
+    columns,
+    tile,
+    parts,
+):
     sample, group, part = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     ratio, size = query_ref.shape[2:]
     layer, filled = layer_ref[0], filled_ref[sample]
     row, column = jnp.arange(rows), jnp.arange(columns)
-    real = (row < ratio)[:, None] & (column < size)[None]
-    query = pltriton.load(query_ref.at[sample, group, *_cells(row, column)], mask=real, other=0.0)
-    exact = query.dtype == jnp.float32
+
+    def load(ref, index, row, real, part):
+        column = part.start + jnp.arange(part.size)
+        mask = real[:, None] & (column < size)[None]
+        return pltriton.load(ref.at[(*index, *_cells(row, column))], mask=mask, other=0.0)
+
+    whole = pl.ds(0, columns)
+    asked = functools.partial(load, query_ref, (sample, group), row, row < ratio)
+    query = asked(whole)
     scale = score_scale(size) * math.log2(math.e)
 
     def step(index, carry):
         highest, total, sums = carry
         position = index * tile + jnp.arange(tile)
         held = position < filled
-        at = (layer, sample, group, *_cells(position, column))
-        mask = held[:, None] & (column < size)[None]
-        key = pltriton.load(key_ref.at[at], mask=mask, other=0.0)
-        value = pltriton.load(value_ref.at[at], mask=mask, other=0.0)
-        scores = jnp.where(held[None], pltriton.dot(query, key.T, allow_tf32=not exact) * scale, NOTHING)
-        larger = jnp.maximum(highest, jnp.max(scores, axis=1))
-        shrink, weights = jnp.exp2(highest - larger), jnp.exp2(scores - larger[:, None])
-        added = pltriton.dot(weights.astype(value.dtype), value, allow_tf32=not exact)
+        keys, values = (
+            functools.partial(load, ref, (layer, sample, group), position, held) for ref in (key_ref, value_ref)
+        )
+        key, value = keys(whole), values(whole)
+        products = jnp.where(held[None], row_products(query, key, asked, keys), NOTHING)
+        larger = jnp.maximum(highest, jnp.max(products, axis=1))
+        shrink, weights = jnp.exp2((highest - larger) * scale), jnp.exp2((products - larger[:, None]) * scale)
+        added = dot(weights.astype(value.dtype), value)
         return larger, total * shrink + jnp.sum(weights, axis=1), sums * shrink[:, None] + added
 
     start, stop = _share(filled, part, tile, parts)
     nothing = (jnp.full((rows,), NOTHING), jnp.zeros((rows,)), jnp.zeros((rows, columns)))
     highest, total, sums = lax.fori_loop(start, stop, step, nothing)
-    empty = total == 0.0
-    total = jnp.where(empty, 1.0, total)
-    log_sum = jnp.where(empty, NOTHING, highest * math.log(2) + jnp.log(total))
-    pltriton.store(out_ref.at[sample, group, part, *_cells(row, column)], sums / total[:, None], mask=real)
-    pltriton.store(sum_ref.at[sample, group, part, row], log_sum, mask=row < ratio)
+    real = (row < ratio)[:, None] & (column < size)[None]
+    pltriton.store(sums_ref.at[sample, group, part, *_cells(row, column)], sums, mask=real)
+    for ref, found in ((total_ref, total), (highest_ref, highest)):
+        pltriton.store(ref.at[sample, group, part, row], found, mask=row < ratio)
 
 
 def _cells(row, column):

@@ -1,7 +1,8 @@
 """The formula of policy attention on one tile of scores, the same in every kernel and in both orientations.
 
 Arrays broadcast against each other: positions and numbers of the queries along one axis, those of the keys along the
-other. Scores are base-2 logarithms. See `policy_join` for the formula and for `policy`.
+other. Scores stay plain products, so that only differences of them are scaled and rounded. See `policy_join` for the
+formula and for `policy`.
 """
 
 import math
@@ -80,9 +81,19 @@ class Slopes(NamedTuple):
     policy: Tile
 
 
-def slopes(scores: Tile, products: Tile, seen: Sight, rows: Rows, keys: Tile, *, hide: bool) -> Slopes:
-    """Args: scores, the products of cotangents and values, `sight`'s result, and the keys' positions."""
-    shares = jnp.where(seen.visible, jnp.exp2(scores - rows.highest), 0.0) * rows.inverse
+def slopes(scores: Tile, products: Tile, seen: Sight, rows: Rows, keys: Tile, *, hide: bool, scale: float) -> Slopes:
+    """What the backward pass makes of a tile.
+
+    Args:
+        scores: products of queries and keys.
+        products: of cotangents and values.
+        seen: see `sight`.
+        rows: of the queries.
+        keys: their positions.
+        hide: see `sight`.
+        scale: see `base2_scale`.
+    """
+    shares = jnp.where(seen.visible, jnp.exp2((scores - rows.highest) * scale), 0.0) * rows.inverse
     of_policy = shares * (products - rows.delta)
     of_score = of_policy * seen.weight
     if not hide:
@@ -94,5 +105,5 @@ def slopes(scores: Tile, products: Tile, seen: Sight, rows: Rows, keys: Tile, *,
 
 
 def base2_scale(head_dim: int) -> float:
-    """What products of queries and keys are multiplied by."""
+    """What differences of scores are multiplied by to be base-2 logarithms."""
     return math.log2(math.e) / math.sqrt(head_dim)

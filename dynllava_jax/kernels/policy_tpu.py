@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from dynllava_jax.kernels import tuning
+from dynllava_jax.kernels.exact import exact
 from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.policy_join import Backward, Forward, Rule
 from dynllava_jax.kernels.policy_tile import LOWEST, Rows, base2_scale, sight, slopes
@@ -181,7 +182,7 @@ def _forward(
 
     def step(diagonal: bool) -> None:
         value = value_ref[...]
-        scores = _products(query_ref[...], key_ref[...], 1, 1) * base2_scale(rule.head_dim)
+        scores = exact(lambda left, right: _products(left, right, 1, 1), query_ref[...], key_ref[...], 1, 1)
         queries, keys = _positions(scores.shape, row, column)
         seen = sight(policy_ref[...], queries, keys, hide=rule.hide, diagonal=diagonal)
         scores = jnp.where(seen.visible, scores, LOWEST)
@@ -190,8 +191,9 @@ def _forward(
         if not rule.hide:
             first = jnp.min(jnp.where(scores == here, keys, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
             argmax[...] = jnp.where(here > before, first, argmax[...])
-        shrink = jnp.exp2(before - larger)
-        weights = jnp.where(seen.visible, jnp.exp2(scores - larger[:, :1]), 0.0) * seen.weight
+        scale = base2_scale(rule.head_dim)
+        shrink = jnp.exp2((before - larger) * scale)
+        weights = jnp.where(seen.visible, jnp.exp2((scores - larger[:, :1]) * scale), 0.0) * seen.weight
         highest[...] = larger
         total[...] = total[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
         sums[...] = sums[...] * shrink[:, :1] + _products(weights.astype(value.dtype), value, 1, 0)
@@ -295,11 +297,12 @@ def _backward_queries(
 
 
 def _slopes(query, key, value, cotangent, refs, policy, row, column, rule, diagonal):
-    scores = _products(query, key, 1, 1) * base2_scale(rule.head_dim)
+    scores = exact(lambda left, right: _products(left, right, 1, 1), query, key, 1, 1)
     queries, keys = _positions(scores.shape, row, column)
     seen = sight(policy, queries, keys, hide=rule.hide, diagonal=diagonal)
     upright = Rows(*(jnp.expand_dims(ref[...][0], 1) for ref in refs))
-    return slopes(scores, _products(cotangent, value, 1, 1), seen, upright, keys, hide=rule.hide)
+    products, scale = _products(cotangent, value, 1, 1), base2_scale(rule.head_dim)
+    return slopes(scores, products, seen, upright, keys, hide=rule.hide, scale=scale)
 
 
 def _positions(shape, row, column):

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
 from dynllava_jax.kernels import tuning
@@ -21,7 +20,7 @@ from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.policy_join import Backward, Forward, Rule
 from dynllava_jax.kernels.policy_tile import LOWEST, Rows, base2_scale, sight, slopes
 from dynllava_jax.kernels.target import target
-from dynllava_jax.kernels.triton import fitting, triton_call
+from dynllava_jax.kernels.triton import dot, fitting, row_products, triton_call
 
 _INTERPRETED = tuning.GpuBlocks(64, 32, 1, 1, 32, 1, 1)
 """Small tiles, so that short sequences have several."""
@@ -140,15 +139,15 @@ class _Places:
 def _forward(
     query_ref, key_ref, value_ref, policy_ref, leak_ref, out_ref, highest_ref, inverse_ref, argmax_ref, *, rule, side
 ):
-    tile, query = pl.program_id(0), query_ref[...]
+    tile, query, scale = pl.program_id(0), query_ref[...], base2_scale(rule.head_dim)
     rows = query.shape[0]
     queries = tile * rows + jnp.arange(rows)
 
     def step(index, carry, diagonal):
         highest, total, argmax, sums = carry
         at = pl.ds(index * side, side)
-        value, keys = value_ref[at, :], index * side + jnp.arange(side)
-        scores = _products(query, key_ref[at, :].T) * base2_scale(rule.head_dim)
+        key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
+        scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
         seen = sight(policy_ref[at][None], queries[:, None], keys[None], hide=rule.hide, diagonal=diagonal)
         scores = jnp.where(seen.visible, scores, LOWEST)
         here = jnp.max(scores, axis=1)
@@ -156,10 +155,10 @@ def _forward(
         if not rule.hide:
             first = jnp.min(jnp.where(scores == here[:, None], keys[None], jnp.iinfo(jnp.int32).max), axis=1)
             argmax = jnp.where(here > highest, first, argmax)
-        shrink = jnp.exp2(highest - larger)
-        weights = jnp.where(seen.visible, jnp.exp2(scores - larger[:, None]), 0.0) * seen.weight
+        shrink = jnp.exp2((highest - larger) * scale)
+        weights = jnp.where(seen.visible, jnp.exp2((scores - larger[:, None]) * scale), 0.0) * seen.weight
         total = total * shrink + jnp.sum(weights, axis=1)
-        sums = sums * shrink[:, None] + _products(weights.astype(value.dtype), value)
+        sums = sums * shrink[:, None] + dot(weights.astype(value.dtype), value)
         return larger, total, argmax, sums
 
     carry = (
@@ -198,6 +197,7 @@ def _backward_keys(
     side,
 ):
     tile, key, value, policy = pl.program_id(0), key_ref[...], value_ref[...], policy_ref[...]
+    scale = base2_scale(rule.head_dim)
     keys = tile * side + jnp.arange(side)
     refs = Rows(highest_ref, inverse_ref, argmax_ref, delta_ref, through_ref)
 
@@ -207,12 +207,13 @@ def _backward_keys(
         of_key, of_value, of_policy = carry
         at = pl.ds(index * side, side)
         query, cotangent, queries = query_ref[at, :], cotangent_ref[at, :], index * side + jnp.arange(side)
-        scores = _products(key, query.T) * base2_scale(rule.head_dim)
+        scores = row_products(key, query, lambda part: key_ref[:, part], lambda part: query_ref[at, part])
         seen = sight(policy[:, None], queries[None], keys[:, None], hide=rule.hide, diagonal=diagonal)
         rows = Rows(*(ref[at][None] for ref in refs))
-        found = slopes(scores, _products(value, cotangent.T), seen, rows, keys[:, None], hide=rule.hide)
-        of_value = of_value + _products(found.probability.astype(cotangent.dtype), cotangent)
-        of_key = of_key + _products(found.score.astype(query.dtype), query)
+        products = row_products(value, cotangent, lambda part: value_ref[:, part], lambda part: cotangent_ref[at, part])
+        found = slopes(scores, products, seen, rows, keys[:, None], hide=rule.hide, scale=scale)
+        of_value = of_value + dot(found.probability.astype(cotangent.dtype), cotangent)
+        of_key = of_key + dot(found.score.astype(query.dtype), query)
         return of_key, of_value, of_policy + jnp.sum(found.policy, axis=1)
 
     zeros = jnp.zeros(key.shape, jnp.float32)
@@ -240,25 +241,21 @@ def _backward_queries(
     rule,
     side,
 ):
-    tile, query, cotangent = pl.program_id(0), query_ref[...], cotangent_ref[...]
+    tile, query, cotangent, scale = pl.program_id(0), query_ref[...], cotangent_ref[...], base2_scale(rule.head_dim)
     queries = tile * side + jnp.arange(side)
     refs = Rows(highest_ref, inverse_ref, argmax_ref, delta_ref, through_ref)
     rows = Rows(*(ref[...][:, None] for ref in refs))
 
     def step(index, of_query, diagonal):
         at = pl.ds(index * side, side)
-        key, keys = key_ref[at, :], index * side + jnp.arange(side)
-        scores = _products(query, key.T) * base2_scale(rule.head_dim)
+        key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
+        scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
         seen = sight(policy_ref[at][None], queries[:, None], keys[None], hide=rule.hide, diagonal=diagonal)
-        found = slopes(scores, _products(cotangent, value_ref[at, :].T), seen, rows, keys[None], hide=rule.hide)
-        return of_query + _products(found.score.astype(key.dtype), key)
+        products = row_products(cotangent, value, lambda part: cotangent_ref[:, part], lambda part: value_ref[at, part])
+        found = slopes(scores, products, seen, rows, keys[None], hide=rule.hide, scale=scale)
+        return of_query + dot(found.score.astype(key.dtype), key)
 
     # The tile on the diagonal is a loop of its own: written out after the other one, it would not fit the registers.
     of_query = lax.fori_loop(0, tile, functools.partial(step, diagonal=False), jnp.zeros(query.shape, jnp.float32))
     of_query = lax.fori_loop(tile, tile + 1, functools.partial(step, diagonal=True), of_query)
     of_query_ref[...] = (of_query * (1.0 / rule.head_dim**0.5)).astype(of_query_ref.dtype)
-
-
-def _products(left, right):
-    """A matrix product in float32; exact where the operands are."""
-    return pltriton.dot(left, right, allow_tf32=left.dtype != jnp.float32)

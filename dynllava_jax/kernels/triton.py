@@ -8,8 +8,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
+
+from dynllava_jax.kernels import tuning
+from dynllava_jax.kernels.exact import exact
 
 _SMALLEST = 16
 """Rows and columns that a tensor core's product needs."""
@@ -36,3 +41,28 @@ def triton_call(
     warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
     params = pltriton.CompilerParams(num_warps=warps, num_stages=stages)
     return pl.pallas_call(kernel, compiler_params=params, interpret=interpret, **options)
+
+
+def dot(left: Any, right: Any) -> Any:
+    """A matrix product inside a kernel, in float32; of float32 numbers by float32 products, not by shorter ones."""
+    return pltriton.dot(left, right, allow_tf32=left.dtype != jnp.float32)
+
+
+def row_products(left: Any, right: Any, left_part: Callable[[Any], Any], right_part: Callable[[Any], Any]) -> Any:
+    """Products of the rows of two tiles, in float32; of float32 numbers exact ones (see `exact`).
+
+    Those take too many registers for whole rows: some columns at a time are read once more.
+
+    Args:
+        left, right: the tiles.
+        left_part, right_part: read their columns `pl.ds(start, size)`.
+    """
+    if left.dtype != jnp.float32:
+        return dot(left, right.T)
+    size = min(left.shape[1], tuning.GPU_EXACT_COLUMNS)
+
+    def part(index: Any) -> Any:
+        at = pl.ds(index * size, size)
+        return exact(lambda one, other: dot(one, other.T), left_part(at), right_part(at), 1, 1)
+
+    return lax.fori_loop(1, left.shape[1] // size, lambda index, found: found + part(index), part(0))

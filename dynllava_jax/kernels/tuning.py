@@ -46,6 +46,9 @@ _GPU = {
     ("H100", 4, 64): GpuBlocks(64, 16, 8, 2, 32, 8, 2),
     ("H100", 4, 128): GpuBlocks(64, 16, 8, 2, 16, 4, 2),
 }
+GPU_EXACT_COLUMNS = 32
+"""Columns of float32 rows that are multiplied at a time: with whole rows of 64 or 128 the products spill."""
+
 _SAME = {"H200": "H100", "GH200": "H100"}
 """GPUs whose cores are those of another one."""
 

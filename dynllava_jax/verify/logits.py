@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,12 @@ from dynllava_jax.checkpoint.load import load
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import tower
-from dynllava_jax.convert.export_plan import Family
 from dynllava_jax.convert.hub import locate
 from dynllava_jax.convert.table import OFFICIAL
 from dynllava_jax.convert.torch_source import TorchSource, open_torch
+from dynllava_jax.data import spans
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.prompt import IMAGE_TOKEN
-from dynllava_jax.data.spans import Kind, Sample
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Buckets
@@ -38,6 +37,9 @@ from dynllava_jax.inference.request import Request
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.verify.prefill import positions_after
 from dynllava_jax.verify.tolerance import LOGITS
+
+Kind = Literal["official", "hf", "text"]
+"""The official code, transformers' LLaVA, or transformers' language model, which sees no picture."""
 
 _PROGRAM = Path(__file__).with_name("torch_side.py")
 
@@ -50,12 +52,14 @@ class TorchSide:
         official: a checkout of the official code, which the official layout needs.
         python: the interpreter that has its packages.
         vision_tower: folder of the tower, for the official code, which reads it from one.
+        base: folder of the model that adapters or a projector alone belong to.
         dtype: in which both sides compute.
     """
 
     official: Path | None = None
     python: str = sys.executable
     vision_tower: Path | None = None
+    base: Path | None = None
     dtype: str = "float32"
 
 
@@ -89,14 +93,19 @@ class Outcome:
         )
 
 
-def kind_of(source: TorchSource) -> Family:
-    """Whose code runs it. Raises InputError for what sees no pictures."""
-    if source.bare:
-        raise InputError(f"--verify-logits: {source.folder} is a language model alone, which sees no pictures.")
-    return "official" if source.layout is OFFICIAL else "hf"
+def kind_of(torch: Path | str, base: Path | None = None) -> Kind:
+    """Whose code runs that folder or hub name. Raises InputError for adapters of a llava-hf model."""
+    source = open_torch(locate(torch), base, [])
+    if base is not None and source.layout is not OFFICIAL:
+        raise InputError(f"--verify-logits: {source.folder} is a part of a llava-hf model, which no code here runs.")
+    return _kind(source)
 
 
-def check_runs(kind: Family, side: TorchSide) -> None:
+def _kind(source: TorchSource) -> Kind:
+    return "text" if source.bare else "official" if source.layout is OFFICIAL else "hf"
+
+
+def check_runs(kind: Kind, side: TorchSide) -> None:
     """Before any work: whether the PyTorch side could run at all. Raises InputError with what is missing."""
     _call(side, kind)
 
@@ -108,17 +117,19 @@ def compare(torch: Path | str, checkpoint: Path | str, side: TorchSide, image: A
         torch: folder of a PyTorch model, or a name on the hub.
         checkpoint: the same model as ours.
         side: how the first is run.
-        image: see `data.image.load_image`.
+        image: see `data.image.load_image`; a language model alone is asked without it.
         question: about it.
 
     Raises:
         InputError: the PyTorch side did not run, with its last words; a checkpoint without a tokenizer.
     """
-    opened, source = open_source(checkpoint), open_torch(locate(torch), None, [])
+    opened, source = open_source(checkpoint), open_torch(locate(torch), side.base, [])
     config = without_untrained(opened)
     if source.config.get("sparse_config") is None:  # written without its predictors, or llava-hf, which has none
         config = dataclasses.replace(config, sparsity=config.sparsity.dense())
-    prepared = Preparer(config, Tokenizer.load(opened.files), Buckets())(Request(question, [image], 1))
+    prepared = Preparer(config, Tokenizer.load(opened.files), Buckets())(
+        Request(question, [] if source.bare else [image], 1)
+    )
     asked = prepared.sample, prepared.pixels
     theirs, their_positions = _theirs(source, side, config, *asked)
     ours, our_positions = _ours(checkpoint, config, side.dtype, *asked)
@@ -136,9 +147,9 @@ def compare(torch: Path | str, checkpoint: Path | str, side: TorchSide, image: A
 
 
 def _theirs(
-    source: TorchSource, side: TorchSide, config: ModelConfig, sample: Sample, pixels: Sequence[np.ndarray]
+    source: TorchSource, side: TorchSide, config: ModelConfig, sample: spans.Sample, pixels: Sequence[np.ndarray]
 ) -> tuple[Float[np.ndarray, "T V"], Int[np.ndarray, " T"]]:
-    kind = kind_of(source)
+    kind = _kind(source)
     more = ["--folder", str(source.folder), "--dtype", side.dtype]
     if kind == "official":
         folder = side.vision_tower or tower.beside(source.folder, source.config)
@@ -148,14 +159,18 @@ def _theirs(
                 f"{source.folder} names none here; give it with --vision-tower."
             )
         more += ["--vision-tower", str(folder)]
-    start = sample.image_starts[0]
-    text = sample.tokens[sample.kind != Kind.IMAGE]
+        if side.base is not None:
+            stored = source.weights.infos[f"{OFFICIAL.decoder}embed_tokens.weight"].dtype.name
+            more += ["--base", str(side.base), "--merged-dtype", stored]
+    ids = sample.tokens[sample.kind != spans.Kind.IMAGE]
+    if pixels:
+        ids = np.insert(ids, sample.image_starts[0], IMAGE_TOKEN)
     with tempfile.TemporaryDirectory(prefix="dynllava-logits-") as scratch:
         inputs, out = Path(scratch) / "inputs.npz", Path(scratch) / "out.npz"
         np.savez(
             inputs,
-            ids=np.concatenate([text[:start], [IMAGE_TOKEN], text[start:]]),
-            pixels=np.stack(pixels).transpose(0, 3, 1, 2),
+            ids=ids,
+            pixels=np.array([x.transpose(2, 0, 1) for x in pixels], np.float32),
             image_tokens=np.array(sample.image_tokens),
             round_ids=np.array(config.text_prep.round_ids),
         )
@@ -164,7 +179,7 @@ def _theirs(
             return file["logits"], file["positions"]
 
 
-def _call(side: TorchSide, kind: Family, *more: str) -> None:
+def _call(side: TorchSide, kind: Kind, *more: str) -> None:
     argv = [side.python, str(_PROGRAM), "--kind", kind]
     if kind == "official":
         if side.official is None:
@@ -185,9 +200,9 @@ def _call(side: TorchSide, kind: Family, *more: str) -> None:
 
 
 def _ours(
-    checkpoint: Path | str, config: ModelConfig, dtype: str, sample: Sample, pixels: Sequence[np.ndarray]
+    checkpoint: Path | str, config: ModelConfig, dtype: str, sample: spans.Sample, pixels: Sequence[np.ndarray]
 ) -> tuple[Float[np.ndarray, "T V"], Int[np.ndarray, " T"]]:
-    batch = make_batch([sample], [pixels], length=sample.length, slots=1, rows=1)
+    batch = make_batch([sample], [pixels], length=sample.length, slots=len(pixels), rows=1)
     plan = PrefillPlan(config.sparsity, sample.length, probe=Probe(logits=True), dtype=dtype)
     with jax.default_matmul_precision("highest"):
         model = load(checkpoint, config, dtype=jnp.dtype(dtype))

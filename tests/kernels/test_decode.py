@@ -78,15 +78,15 @@ def arguments(
 
 def truth(
     query: jax.Array, key: jax.Array, value: jax.Array, blocks: Any, layer: jax.Array, lengths: jax.Array
-) -> tuple[np.ndarray, float]:
-    """The formula in float64, and the largest score in it."""
+) -> np.ndarray:
+    """The formula in float64."""
     double = [np.asarray(x, np.float64) for x in (query, key, value)]
     cache = [
         np.concatenate([np.asarray(x, np.float64)[int(layer)] for x in side], axis=2)
         for side in zip(*blocks, strict=True)
     ]
     heads, head_dim = double[0].shape[1], double[0].shape[3]
-    largest, out = 0.0, np.zeros((B, heads, 1, head_dim))
+    out = np.zeros((B, heads, 1, head_dim))
     for sample, head in np.ndindex(B, heads):
         group = head // (heads // double[1].shape[1])
         keys, values = (
@@ -96,15 +96,14 @@ def truth(
         scores = keys @ double[0][sample, head, 0] / math.sqrt(head_dim)
         weights = np.exp(scores - scores.max())
         out[sample, head, 0] = weights @ values / weights.sum()
-        largest = max(largest, float(np.abs(scores).max()))
-    return out, largest
+    return out
 
 
 @pytest.mark.parametrize("case", ONE_FAST, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_float32_is_as_exact_as_xla_and_reads_nothing_else(kernel: str, case: Case, data: st.DataObject) -> None:
+def test_float32_is_exact_and_reads_nothing_else(kernel: str, case: Case, data: st.DataObject) -> None:
     most = sum(case.capacities)
     length = st.integers(0, most) | st.sampled_from((0, 1, case.capacities[0], most))
     args = arguments(
@@ -114,12 +113,11 @@ def test_float32_is_as_exact_as_xla_and_reads_nothing_else(kernel: str, case: Ca
         seed=data.draw(st.integers(0, 9)),
         peak=data.draw(st.sampled_from((1.0, 16.0))),
     )
-    wanted, score = truth(*args)
-    # A score is itself off by as many times float32's precision as it is large, the weights and their sum with it: at
-    # scores of 51 XLA's own product was 8.3e-6 off.
-    allowed = max(TOLERANCE, 2 * score * 2.0**-23)
+    # With a peak of 16 scores reach 50 to 65, where rounding each of them once to float32, and computing the rest in
+    # float64, is off by up to 1.2e-6; so are the kernels. XLA, which rounds every sum of a product, is off by 8e-6.
+    wanted = truth(*args)
     np.testing.assert_allclose(
-        attend(kernel)(*args), wanted, rtol=0, atol=allowed * max(1.0, float(np.abs(wanted).max()))
+        attend(kernel)(*args), wanted, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(wanted).max()))
     )
 
 
@@ -129,7 +127,7 @@ def test_bfloat16_is_off_by_its_own_rounding(kernel: str, case: Case) -> None:
     args = arguments(case, [sum(case.capacities), 77], 1, dtype=jnp.bfloat16)
     out = attend(kernel)(*args)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), truth(*args)[0], atol=1e-2)
+    np.testing.assert_allclose(out.astype(jnp.float32), truth(*args), atol=1e-2)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -167,7 +165,7 @@ def test_a_tpu_fetches_the_tiles_of_a_length_and_no_others(length: int, tile: in
 def test_no_race_on_a_tpu() -> None:
     args = arguments(Case(4, 2, 128, (600,)), [513, 0], 1)
     out = attend("tpu", pltpu.InterpretParams(detect_races=True))(*args)
-    np.testing.assert_allclose(out, truth(*args)[0], atol=TOLERANCE)
+    np.testing.assert_allclose(out, truth(*args), atol=TOLERANCE)
     races = interpret_pallas_call.races
     assert races is not None
     assert not races.races_found

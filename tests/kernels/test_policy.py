@@ -4,6 +4,7 @@ B batch, H query heads, G key/value heads, S sequence, E head dimension.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,16 +101,37 @@ def plain(name: str) -> Callable[..., Any]:
     return jax.jit(run)
 
 
-def assert_close(
-    found: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...], given: Inputs, *, forward: float = FORWARD
-) -> None:
+def truth(given: Inputs, *, eps: float = 1e-6, hide: bool = False) -> tuple[np.ndarray, ...]:
+    """Output and gradients in float64; with `hide` (and eps 0) of `attention`, whose dropped keys hold no maximum."""
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, policy: jax.Array) -> jax.Array:
+        key, value = (jnp.repeat(x, query.shape[1] // x.shape[1], axis=1) for x in (key, value))
+        position, lengths = jnp.arange(query.shape[2]), given.lengths[:, None, None, None]
+        real, own = position < lengths, position[:, None] == position
+        weight = jnp.where(own, 1.0, policy[:, None, None])
+        visible = (position[:, None] >= position) & real & ((weight > 0) | (not hide))
+        scores = jnp.where(visible, query @ key.swapaxes(2, 3) / query.shape[3] ** 0.5, -1e30)
+        kept = jnp.where(visible, jnp.exp(scores - scores.max(axis=3, keepdims=True)), 0.0) * weight
+        return (kept + real * eps / jnp.maximum(lengths, 1)) @ value / (kept.sum(axis=3, keepdims=True) + eps)
+
+    with jax.enable_x64(True):
+        out, pull = jax.vjp(attend, *(jnp.asarray(x, jnp.float64) for x in given[:4]))
+        return tuple(np.asarray(x) for x in (out, *pull(jnp.asarray(given.cotangent, jnp.float64))))
+
+
+def exact(name: str, truth: tuple[Any, ...], by_xla: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What peaky scores are compared with: chunks are XLA in float32, which is further off than the kernels."""
+    return by_xla if name == "chunked" else truth
+
+
+def assert_close(found: tuple[jax.Array, ...], wanted: tuple[Any, ...], given: Inputs) -> None:
     real = np.arange(given.query.shape[2]) < np.asarray(given.lengths)[:, None]
     for name, one, other in zip(("out", "query", "key", "value", "policy"), found, wanted, strict=False):
         ours, truth = np.asarray(one), np.asarray(other)
         assert np.isfinite(ours).all(), name
         if name == "out":
             ours, truth = (x * real[:, None, :, None] for x in (ours, truth))
-        allowed = forward if name == "out" else GRADIENT
+        allowed = FORWARD if name == "out" else GRADIENT
         np.testing.assert_allclose(ours, truth, rtol=0, atol=allowed * max(1.0, np.abs(truth).max()), err_msg=name)
 
 
@@ -130,8 +152,8 @@ def test_policy_attention(name: str, shape: Shape, data: st.DataObject) -> None:
 @given(seed=st.integers(0, 99), peak=st.sampled_from((1.0, 16.0)))
 def test_plain_attention_hides_dropped_keys(name: str, shape: Shape, seed: int, peak: float) -> None:
     given = inputs(shape, (shape.length, shape.length), seed=seed, peak=peak)
-    forward = FORWARD if peak == 1 else 4 * peak * float(np.finfo(np.float32).eps)
-    assert_close(plain(name)(given), plain("xla")(given), given, forward=forward)
+    wanted = exact(name, truth(given, eps=0.0, hide=True), plain("xla")(given))
+    assert_close(plain(name)(given), wanted, given)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -145,14 +167,17 @@ def test_a_dropped_key_holds_the_maximum(name: str) -> None:
     given = given._replace(key=key, query=query, policy=given.policy.at[:, 3].set(0.0))
     lowest = xla.lowest_denominator(given.query, given.key, given.policy, given.lengths)
     assert lowest < 1e-4
-    found, wanted = under_policy(name)(given), under_policy("xla")(given)
-    assert_close(found, wanted, given, forward=1e-5)
+    wanted = exact(name, truth(given), under_policy("xla")(given))
+    assert_close(under_policy(name)(given), wanted, given)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_peaky_scores(name: str) -> None:
-    given = inputs(SHAPES[1], (70, 33), peak=16.0)
-    assert_close(under_policy(name)(given), under_policy("xla")(given), given, forward=1e-5)
+    """They reach 50 to 65: rounded once to float32, with the rest in float64, they put the output off by 1.1e-6."""
+    for shape, seed in itertools.product(SHAPES[1:], range(2)):
+        given = inputs(shape, (shape.length, shape.length - 7), seed=seed, peak=16.0)
+        wanted = exact(name, truth(given), under_policy("xla")(given))
+        assert_close(under_policy(name)(given), wanted, given)
 
 
 @pytest.mark.parametrize("name", KERNELS)

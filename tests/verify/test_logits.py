@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ import pytest
 from dynllava_jax.checkpoint import store
 from dynllava_jax.cli.main import main
 from dynllava_jax.convert.from_torch import convert
-from dynllava_jax.verify import logits
+from dynllava_jax.convert.overlay import OverlaidWeights
+from dynllava_jax.convert.read_torch import TorchWeights
+from dynllava_jax.convert.torch_source import open_torch
+from dynllava_jax.verify import logits, torch_side
 from dynllava_jax.verify.logits import TorchSide
 from tests import golden_files
-from tests.convert import torch_folders
+from tests.convert import test_inputs, torch_folders
 
 GOLDEN = golden_files.ROOT
+TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 ASK = ["--verify-logits", "--verify-image", "sample:coffee"]
 
 
@@ -27,7 +32,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("hf") / "src"
     torch_folders.llava_hf(folder, vocab=512)
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in TOKENIZER:
         shutil.copy(GOLDEN / "checkpoint" / name, folder)
     return folder
 
@@ -39,6 +44,40 @@ def test_against_transformers(hf: Path, tmp_path: Path) -> None:
     assert found.ok
     assert found.apart == 0
     assert 0 < found.worst < found.tolerance
+
+
+@pytest.mark.slow
+def test_a_language_model_alone_is_asked_without_a_picture(hf: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    whole = transformers.LlavaForConditionalGeneration.from_pretrained(hf)
+    bare = transformers.LlamaForCausalLM(whole.config.text_config)
+    bare.model.load_state_dict(whole.model.language_model.state_dict())
+    bare.save_pretrained(tmp_path / "bare")
+    for name in TOKENIZER:
+        shutil.copy(GOLDEN / "checkpoint" / name, tmp_path / "bare")
+    assert logits.kind_of(tmp_path / "bare") == "text"
+    convert(tmp_path / "bare", tmp_path / "model", vision_tower=GOLDEN / "vision_tower")
+    found = logits.compare(tmp_path / "bare", tmp_path / "model", TorchSide(), None, "What?")
+    assert found.ok
+    assert 0 < found.worst < found.tolerance
+
+
+def test_parts_are_laid_over_their_base_as_conversion_does_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    base, stored = torch_folders.golden("checkpoint", tmp_path), "float16"
+    torch_folders.change_tensors(
+        base, lambda tensors: tensors.update({k: v.astype(stored) for k, v in tensors.items()})
+    )
+    part = test_inputs.lora(tmp_path, test_inputs.adapters())
+    wanted = OverlaidWeights(part, TorchWeights(base))
+    state = {name: torch.from_numpy(tensor).float() for name, tensor in torch_folders.tensors_of(base).items()}
+    torch_side.lay_over(SimpleNamespace(state_dict=lambda: state), part, torch.float16)
+    assert wanted.infos.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_allclose(tensor, wanted.read(name).astype(np.float32), rtol=1e-3, atol=1e-7, err_msg=name)
+    assert not np.array_equal(
+        state[f"{test_inputs.TARGET}.weight"], TorchWeights(base).read(f"{test_inputs.TARGET}.weight")
+    )
 
 
 OFFICIAL = """
@@ -87,6 +126,16 @@ def test_against_official_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert dataclasses.replace(fewer, apart=0).ok
     assert dataclasses.replace(fewer, dtype="bfloat16").ok
 
+    # A part is run on its base.
+    base = torch_folders.golden("checkpoint", tmp_path)
+    torch_folders.change_tensors(base, test_inputs.strip)
+    part = open_torch(test_inputs.lora(tmp_path, test_inputs.adapters()), base, [])
+    side = dataclasses.replace(side, base=base, vision_tower=test_inputs.TOWER)
+    logits._theirs(part, side, store.read_config(model), *_asked(model, picture))
+    arguments = json.loads(record.read_text())[0]
+    assert (arguments["--folder"], arguments["--base"]) == (str(part.folder), str(base))
+    assert arguments["--merged-dtype"] == "float32"
+
 
 def _asked(model: Path, picture: np.ndarray) -> tuple:
     from dynllava_jax.data.tokenizer import Tokenizer
@@ -106,7 +155,7 @@ def _asked(model: Path, picture: np.ndarray) -> tuple:
         (["--official-repo", "nowhere"], "--official-repo nowhere is no checkout of Dynamic-LLaVA"),
         (["--official-repo", "repo", "--torch-python", "no-python"], "--torch-python no-python cannot be run: No such"),
         (["--official-repo", "repo"], "the PyTorch side did not run: "),
-        (["--base", "x"], "not a part of one laid over its --base"),
+        (["--base", "x"], "holds neither LoRA adapters nor a projector alone, so --base has no meaning"),
         (["--verify-image", "sample:dodo"], "There is no sample 'dodo'"),
     ],
 )
