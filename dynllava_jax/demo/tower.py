@@ -11,6 +11,7 @@ B pictures, P patches, T = 1 + P tokens, C features, D decoder features, V vocab
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +105,7 @@ def _batch(config: ModelConfig, training: TowerTraining, step: int) -> Batch:
     return patches.batch(config, training.seed, step, count, whole=whole)
 
 
+@functools.cache
 def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerState]:
     see, project = _see(config), _project(config)
     vocabulary = words.groups(embedded.tokenizer(), config.decoder.vocab_size)

@@ -30,6 +30,7 @@ def config() -> ModelConfig:
 class StoppedError(Exception): ...
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_undisturbed_one(
     config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
