@@ -1,4 +1,6 @@
-"""The demo's dense base: projector and decoder learn on a frozen, pretrained tower, as LLaVA's do on CLIP.
+"""The demo's dense base: the decoder learns on a pretrained tower and projector, both frozen.
+
+At a decoder's rate the projector would forget what the pretraining gave it (docs/demo.md, "State").
 
 The decoder sees 115 of the 576 image tokens, another random set in every sample: a step costs a third, and what was
 learned holds for all of them. `base_whole.py` then shows it all. Give `--config.init.checkpoint` (what `dynllava demo
@@ -19,7 +21,7 @@ def get_config() -> ConfigDict:
                 "output_selector": None,
             },
             "data": {"max_length": 288, "lengths": (288,), "workers": 0},
-            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98},
+            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98, "freeze_projector": True},
             "global_batch_size": 16,
             "dtype": "float32",
             "remat": "none",
