@@ -105,9 +105,10 @@ def demo() -> ModelConfig:
             intermediate_size=512,
             num_layers=6,
             num_heads=4,
-            num_kv_heads=2,
+            num_kv_heads=4,
             head_dim=48,
             max_positions=2048,
+            rope_theta=1e7,
         ),
         sparsity=SparsityConfig(
             image_predictor=TransformerPredictor(width=128, num_heads=4, mlp_width=256),

@@ -2,7 +2,8 @@
 nothing yet.
 
 Its attention begins by looking for its like, and by handing on what it finds there (after Trockman and Kolter, "Mimetic
-Initialization of Self-Attention Layers", 2023): a word finds the patches that the projector has put close to it.
+Initialization of Self-Attention Layers", 2023); the first two layers behind the selection of image tokens look things
+up (`lookup`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,24 +16,58 @@ from dynllava_jax.checkpoint.leaves import item_of, targets
 from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.tokenizer import FILES
-from dynllava_jax.demo.embedded import TOKENIZER
+from dynllava_jax.demo import embedded, words
+from dynllava_jax.demo.lookup import looking_up
 
 _SHARPNESS = 0.9
-_HANDED_ON = 0.2
+_HANDED_ON = 0.3
 """Scales of the orthogonal maps for queries and keys, and for values: tried on the first hundreds of steps."""
+_LOOKUP_LAYERS = 2
+_ATTENTION = "decoder/deep/attention"
 
 
 def write_initial(dst: Path, config: ModelConfig, learned: Mapping[str, np.ndarray], seed: int = 0) -> None:
-    """Writes a model checkpoint with these parameters (by path) and the demo's tokenizer; `seed` decides the others.
+    """Writes a model checkpoint with the demo's tokenizer.
+
+    Args:
+        dst: the new folder.
+        config: of the whole model.
+        learned: tower, projector and word embeddings, by path in the whole model.
+        seed: decides everything else.
 
     Raises:
-        InputError: `dst` is taken or cannot be written.
+        InputError: `dst` is taken or cannot be written, or the decoder's attention is too small for the lookups.
     """
-    known = _looking_for_its_like(config, seed) | dict(learned)
+    known = dict(learned) | _looking_for_its_like(config, seed)
+    for layer in range(_LOOKUP_LAYERS):
+        known = _with_lookup(known, dict(learned), config, layer, seed)
     rest = [target for target in targets(config) if target.path not in known]
     values = {path: np.asarray(value) for path, value in fresh_parameters(config, rest, seed).items()} | known
-    files = {name: (TOKENIZER / name).read_bytes() for name in FILES if (TOKENIZER / name).is_file()}
+    files = {name: (embedded.TOKENIZER / name).read_bytes() for name in FILES if (embedded.TOKENIZER / name).is_file()}
     store.write(dst, config, _leaves(config, values), extras=store.Extras(files))
+
+
+def _with_lookup(
+    known: dict[str, np.ndarray], learned: Mapping[str, np.ndarray], config: ModelConfig, layer: int, seed: int
+) -> dict[str, np.ndarray]:
+    """One layer's attention and what it rests on: every layer finds the same words and patches."""
+    tokenizer = embedded.tokenizer()
+    last = max(path.rpartition("/")[0] for path in learned if path.startswith("projector/"))
+    places = {"embedding": "decoder/embedding", "head": "decoder/head/kernel"}
+    places |= {name: f"{last}/{name}" for name in ("kernel", "bias")}
+    attention = {name: f"{_ATTENTION}/{name}/kernel" for name in ("query", "key", "value", "out")}
+    anew, kernels = looking_up(
+        config.decoder,
+        {name: learned[path] for name, path in places.items() if path in learned},
+        {name: known[path][layer] for name, path in attention.items()},
+        words.groups(tokenizer, config.decoder.vocab_size),
+        tokenizer.bos_id,
+        seed,
+    )
+    changed = {path: known[path].copy() for path in attention.values()}
+    for name, path in attention.items():
+        changed[path][layer] = kernels[name]
+    return known | changed | {path: anew[name] for name, path in places.items()}
 
 
 def _looking_for_its_like(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.checkpoint.leaves import targets
 from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.demo import embedded, patches, words
+from dynllava_jax.demo import embedded, lookup, patches, words
 from dynllava_jax.demo.patches import PARTS, Batch
 from dynllava_jax.demo.render import SIDE
 from dynllava_jax.model.projector import make_projector
@@ -84,18 +84,18 @@ def train(
 
 
 def learned(config: ModelConfig, training: TowerTraining, state: TowerState) -> dict[str, np.ndarray]:
-    """What was trained, by path in the whole model; the head begins as the words it is to say."""
+    """What was trained, by path in the whole model."""
     params = state.params
     shown = patches.batch(config, training.seed, 0, 1, whole=True)
     projected = _project(config)(params["projector"], _see(config)(params["tower"], shown))
-    factor, embedding = words.at_scale(projected, params["words"], config.decoder.initializer_range)
+    factor, embedding = words.at_scale(projected, params["words"], lookup.SIZE)
     last = max(path.rpartition("/")[0] for path in params["projector"])
     projector = {
         path: value * factor if path.startswith(last) else value for path, value in params["projector"].items()
     }
     parts = {"vision": params["tower"], "projector": projector}
     found = {f"{part}/{path}": value for part, values in parts.items() for path, value in values.items()}
-    found |= {"decoder/embedding": embedding, "decoder/head/kernel": embedding.T}
+    found |= {"decoder/embedding": embedding}
     return {path: np.asarray(value) for path, value in found.items()}
 
 
