@@ -9,7 +9,7 @@ nothing, a decoder of this size takes far longer to find them than to learn the 
 - A query that names nothing rests on the first token of the text, whose value is zero.
 - Queries and keys meet in the pairs of dimensions that RoPE hardly turns.
 
-D decoder features, V vocabulary, W words of a group, N words of all groups, C codes of a head, F words it fetches,
+D decoder features, V vocabulary, N words of all groups, C codes of a head, F words it fetches,
 G key/value heads, R query heads of each, E head dimension.
 """
 
@@ -67,7 +67,7 @@ def looking_up(
     config: DecoderConfig,
     learned: Mapping[str, np.ndarray],
     attention: Mapping[str, np.ndarray],
-    groups: Mapping[str, Float[np.ndarray, "W V"]],
+    groups: Mapping[str, Float[np.ndarray, "_ V"]],
     first_token: int,
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -124,7 +124,7 @@ def looking_up(
     return _float32(anew), _float32(kernels)
 
 
-def _lookups(words: Mapping[str, Float[np.ndarray, "W D"]]) -> Iterator[_Lookup]:
+def _lookups(words: Mapping[str, Float[np.ndarray, "_ D"]]) -> Iterator[_Lookup]:
     """The things by name and plural, half of them a head, and the places."""
     things = len(words["plural"])
     told = np.concatenate([words[group] for group in ("row", "column", "colour", "size")])
@@ -140,7 +140,7 @@ def _lookups(words: Mapping[str, Float[np.ndarray, "W D"]]) -> Iterator[_Lookup]
     yield _Lookup(_codes(words, row=code[:rows], column=code[rows:]), shown, words["row"][0], patch)
 
 
-def _codes(words: Mapping[str, Float[np.ndarray, "W D"]], **own: Float[np.ndarray, "K C"]) -> Float[np.ndarray, "N C"]:
+def _codes(words: Mapping[str, Float[np.ndarray, "_ D"]], **own: Float[np.ndarray, "_ C"]) -> Float[np.ndarray, "N C"]:
     """The codes of a head's own words, zero for the others; a group may have more words than codes."""
     width = next(iter(own.values())).shape[1]
     found = {group: np.zeros((len(rows), width)) for group, rows in words.items()}
