@@ -4,8 +4,8 @@
 
 One direction at a time, files deleted in between, so the disk needs about two and a half times the model. Each
 direction is compared with a plain copy of the same bytes just before it: read and written in turn, caches dropped,
-flushed at the end. Memory is the highest `Anonymous` of /proc/PID/smaps_rollup, above that of an
-interpreter that does nothing; pages of mapped files do not count.
+flushed at the end. Memory is the highest `RssAnon` of /proc/PID/status, which is cheap to ask for (`smaps_rollup` walks
+all pages, and the command waits meanwhile), above that of an idle interpreter; pages of mapped files do not count.
 """
 
 import argparse
@@ -23,33 +23,35 @@ CHUNK = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One direction: seconds of the command and of the plain copy, bytes, peak anonymous memory in bytes."""
+    """One direction: seconds, and those of a processor, of the command and of the plain copy; bytes; peak memory."""
 
     name: str
     nbytes: int
     seconds: float
+    cpu: float
     copy_seconds: float
+    copy_cpu: float
     peak: int
 
     def line(self) -> str:
         share = self.copy_seconds / self.seconds
         return (
-            f"| {self.name} | {self.nbytes / 1e9:.2f} | {self.seconds:.1f} | {self.nbytes / self.seconds / 1e9:.2f} | "
-            f"{self.copy_seconds:.1f} | {share:.0%} | {self.peak / 1e9:.2f} |"
+            f"| {self.name} | {self.nbytes / 1e9:.2f} | {self.seconds:.1f} ({self.cpu:.0f}) | "
+            f"{self.copy_seconds:.1f} ({self.copy_cpu:.0f}) | {share:.0%} | {self.peak / 1e9:.2f} |"
         )
 
 
 def anonymous(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def watched(argv: list[str]) -> tuple[float, int]:
-    """Seconds until the command's bytes are on the disk, and its peak anonymous memory."""
-    started, peak = time.monotonic(), 0
+def watched(argv: list[str]) -> tuple[float, float, int]:
+    """Seconds until the command's bytes are on the disk, those of a processor, and its peak anonymous memory."""
+    before, started, peak = os.times(), time.monotonic(), 0
     with subprocess.Popen(argv, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as process:
         while process.poll() is None:
             peak = max(peak, anonymous(process.pid))
@@ -57,7 +59,9 @@ def watched(argv: list[str]) -> tuple[float, int]:
     if process.returncode:
         raise SystemExit(process.returncode)
     os.sync()
-    return time.monotonic() - started, peak
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - started, cpu, peak
 
 
 def files(folder: Path) -> list[Path]:
@@ -71,31 +75,31 @@ def drop_caches(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def copy(folder: Path, target: Path) -> float:
-    """Seconds that a plain copy of all bytes takes; the copy is deleted."""
+def copy(folder: Path, target: Path) -> tuple[float, float]:
+    """Seconds that a plain copy of all bytes takes, and those of a processor; the copy is deleted."""
     drop_caches(folder)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     with target.open("wb", buffering=0) as out:
         for path in files(folder):
             with path.open("rb", buffering=0) as file:
                 while data := file.read(CHUNK):
                     out.write(data)
         os.fsync(out.fileno())
-    seconds = time.monotonic() - started
+    spent = time.monotonic() - started, time.process_time() - cpu
     target.unlink()
-    return seconds
+    return spent
 
 
 def direction(name: str, src: Path, dst: Path, options: list[str]) -> Run:
-    copy_seconds = copy(src, dst.with_name("copy.bin"))
+    copy_seconds, copy_cpu = copy(src, dst.with_name("copy.bin"))
     drop_caches(src)
-    seconds, peak = watched([sys.executable, "-m", "dynllava_jax.cli.main", "convert", *options])
+    seconds, cpu, peak = watched([sys.executable, "-m", "dynllava_jax.cli.main", "convert", *options])
     nbytes = sum(path.stat().st_size for path in files(src))
     idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     time.sleep(0.5)
     above = peak - anonymous(idle.pid)
     idle.communicate(b"\n")
-    run = Run(name, nbytes, seconds, copy_seconds, above)
+    run = Run(name, nbytes, seconds, cpu, copy_seconds, copy_cpu, above)
     print(run.line(), flush=True)
     return run
 
@@ -116,8 +120,8 @@ def main() -> None:
         make = [sys.executable, "-m", "dynllava_jax.cli.main", "convert", "make-random", str(torch)]
         make += ["--preset", args.preset, "--dtype", args.dtype]
         subprocess.run([*make, *(["--layers", str(args.layers)] if args.layers else [])], check=True)
-        print("| direction | GB | s | GB/s | plain copy, s | of its speed | peak anonymous GB |")
-        print("|---|---|---|---|---|---|---|", flush=True)
+        print("| direction | GB | s (of a processor) | plain copy, s | of its speed | peak anonymous GB |")
+        print("|---|---|---|---|---|---|", flush=True)
         runs = [direction("official → JAX", torch, model, ["from-torch", str(torch), str(model), "--no-predictors"])]
         shutil.rmtree(torch)
         for layout in args.layouts:

@@ -16,12 +16,14 @@ import argparse
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 IMAGE, OUTPUT, INSTRUCT = "image_score_predictor", "output_text_score_predictor", "instruct_score_predictor"
 STEPS = (0, 1, 2, 3, 5, 8, 12)
+TOLERANCE = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
 FLOAT32_ONLY = ("07", "08", "08b", "09", "09b")
 
 
@@ -36,22 +38,16 @@ class Watch:
     def __init__(self, model):
         self.layers, self.positions, self.predicted, self._hooks = {}, {}, {}, []
         for i, layer in enumerate(model.model.layers):
-            self._hooks.append(layer.register_forward_hook(self._layer(i), with_kwargs=True))
+            self._hooks.append(layer.register_forward_hook(partial(self._layer, i), with_kwargs=True))
         for name in (IMAGE, OUTPUT, INSTRUCT):
             if hasattr(model.model, name):
-                self._hooks.append(getattr(model.model, name).register_forward_hook(self._predictor(name)))
+                self._hooks.append(getattr(model.model, name).register_forward_hook(partial(self._predictor, name)))
 
-    def _layer(self, i):
-        def seen(module, args, kwargs, out):
-            self.layers[i], self.positions[i] = host(out[0]), np.atleast_2d(host(kwargs["position_ids"]))
+    def _layer(self, i, module, args, kwargs, out):
+        self.layers[i], self.positions[i] = host(out[0]), np.atleast_2d(host(kwargs["position_ids"]))
 
-        return seen
-
-    def _predictor(self, name):
-        def seen(module, args, out):
-            self.predicted[name] = host(out)
-
-        return seen
+    def _predictor(self, name, module, args, out):
+        self.predicted[name] = host(out)
 
     def __enter__(self):
         return self
@@ -102,7 +98,7 @@ class Recorder:
         keep = int(logits.shape[1] * self.sparse["vision_keep_rate"])
         return logits, score, np.sort(np.argsort(-score, 1, kind="stable")[:, :keep], 1).astype(np.int32)
 
-    def predictors(self, given):
+    def predictors(self, given, images):
         out, model = {}, self.model.model
 
         def run(name, *inputs):
@@ -247,33 +243,22 @@ class Recorder:
         return arrays
 
     def greedy(self, ids, image, count):
+        options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": self.model.config.vocab_size - 1}
+        options.update({"use_cache": True, "return_dict_in_generate": True, "output_scores": True})
         with self.torch.no_grad():
-            made = self.model.generate(
-                self.tensor(ids),
-                images=self.tensor(image),
-                do_sample=False,
-                max_new_tokens=count,
-                eos_token_id=self.model.config.vocab_size - 1,
-                use_cache=True,
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
+            made = self.model.generate(self.tensor(ids), images=self.tensor(image), **options)
         logits = np.stack([host(score) for score in made.scores], 1)
         return {"greedy_ids": host(made.sequences)[:, -count:], "logits": logits}
 
     def record(self, case, given, images):
         """Outputs and facts of one case."""
         number = case.split("_")[0]
-        if number == "02":
-            return self.predictors(given), {}
-        if number == "04":
-            return self.dense(given, images), {}
-        if number in ("05", "08", "08b"):
-            return self.prefill(given, images, instruct=number != "05"), {}
-        if number == "06":
-            return self.decode(given, images), {}
         if number == "07":
             return self.nocache(given, images)
+        if number in ("02", "04", "06"):
+            return {"02": self.predictors, "04": self.dense, "06": self.decode}[number](given, images), {}
+        if number in ("05", "08", "08b"):
+            return self.prefill(given, images, instruct=number != "05"), {}
         return self.turns(given, images, instruct=number == "09"), {}
 
 
@@ -334,8 +319,8 @@ def from_pictures(args, recorder):
     pixels, rows = (np.repeat(pixels, 2, 0), 2) if len(pixels) == 1 else (pixels[:2], 2)
     ids = np.repeat(prompt(), rows, 0)
     recorder.switch()
-    answers = [recorder.greedy(ids[:1], pixels[row : row + 1], args.tokens)["greedy_ids"] for row in range(rows)]
-    answer = np.concatenate(answers)
+    answer = [recorder.greedy(ids[:1], pixels[row : row + 1], args.tokens)["greedy_ids"] for row in range(rows)]
+    answer = np.concatenate(answer)
     short = ids.copy()
     short[1:, -5:] = 0
     rng = np.random.default_rng(0)
@@ -370,10 +355,8 @@ def main():
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    if bool(args.image) == bool(args.again):
-        parser.error("give either --image or --again")
-    if args.tokens < 10:
-        parser.error("--tokens must be 10 or more")
+    if bool(args.image) == bool(args.again) or args.tokens < 10:
+        parser.error("give either --image or --again, and at least 10 --tokens")
     sys.path.insert(0, str(args.official))
     import torch
     from llava.model import dynamic_llava_arch
@@ -388,14 +371,14 @@ def main():
     model.get_vision_tower().load_model()
     model.to(args.device, dtype)
     if args.again:
-        manifest = json.loads((args.again / "manifest.json").read_text())["special_text"]
-        dynamic_llava_arch.special_text.update(manifest)
+        dynamic_llava_arch.special_text.update(json.loads((args.again / "manifest.json").read_text())["special_text"])
     recorder = Recorder(model, dtype, args.device)
     cases, pixels = earlier(args.again) if args.again else from_pictures(args, recorder)
     (args.out / "cases").mkdir(parents=True)
     shutil.copytree(args.checkpoint, args.out / "checkpoint")
     shutil.copytree(args.vision_tower, args.out / "vision_tower")
     manifest = {"special_text": dict(dynamic_llava_arch.special_text), "dtype": args.dtype}
+    manifest["suggested_tolerance"] = f"{TOLERANCE[args.dtype]} of the largest value, or of 1 if that is more"
     (args.out / "manifest.json").write_text(json.dumps(manifest))
     np.savez(args.out / "cases" / "00_images.npz", a=pixels)
     for case, (inputs, rows) in cases.items():

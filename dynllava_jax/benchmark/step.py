@@ -32,15 +32,15 @@ def bench_step(
         steps: how many are timed.
 
     Raises:
-        InputError: images that do not fit the length, and what `Trainer` refuses.
+        InputError: too few steps, images that do not fit the length, and what `Trainer` refuses.
     """
     text = length - images * model.image_tokens
-    if text < 2 or steps < 1:
-        raise InputError(
-            f"{images} images take {images * model.image_tokens} of {length} tokens; at least 2 must be left for text."
-            if text < 2
-            else f"--steps must be 1 or more, not {steps}."
-        )
+    for name, value, least in (("images", images, 0), ("steps", steps, 1)):
+        if value < least:
+            raise InputError(f"--{name} must be {least} or more, not {value}.")
+    if text < 2:
+        taken = images * model.image_tokens
+        raise InputError(f"{images} images take {taken} of {length} tokens; at least 2 must be left for text.")
     mesh = make_mesh(config.mesh)
     trainer = Trainer(model, config, mesh, total=steps + 1)
     state = begin(trainer.parameters, fresh(trainer.parameters, model, config.optimizer, 0), config.dtype, mesh)

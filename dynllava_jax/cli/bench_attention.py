@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "attention",
         help="kernels alone",
-        description="Times causal, policy and decode attention, forward and both ways. A kernel in interpret mode is "
-        "never timed: that would measure the interpreter.",
+        description="Times causal, policy and decode attention, forward and both ways (forward and backward in one "
+        "call, dq, dk and dv). A kernel in interpret mode is never timed: that would measure the interpreter.",
     )
     parser.add_argument(
         "--shape", action="append", metavar="B,H,KV,S,D", help="batch, heads, kv heads, length, head dim"
@@ -71,18 +71,18 @@ def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _line(record: dict[str, Any]) -> str:
     sizes = ",".join(str(record[name]) for name in ("batch", "heads", "kv_heads", "length", "head_dim"))
-    start = f"{record['operation']:<7}{sizes:<18}{record['implementation']:<10}"
+    start = f"{record['operation']:<7}{sizes:<18}{record['implementation']:<10} "
     if "failed" in record:
         return f"{start}not here: {record['failed']}"
     parts = [
-        f"{1e3 * record[f'{way}_seconds']:9.3f} ms {record[f'{way}_tflops']:7.1f} TFLOP/s "
+        f"{way} {1e3 * record[f'{way}_seconds']:9.3f} ms {record[f'{way}_tflops']:8.3f} TFLOP/s "
         f"{record[f'{way}_share_of_matmul']:6.1%} of matmul"
         for way in ("forward", "both")
         if f"{way}_seconds" in record
     ]
-    parts.append(f"{record['forward_gb_per_second']:.0f} GB/s")
+    parts[0] += f" {record['forward_gb_per_second']:7.1f} GB/s"
     ratios = [
-        f"{name.removeprefix('ratio_to_')} x{'/'.join(f'{ratio:.2f}' for ratio in value.values())}"
+        f"{'/'.join(f'{ratio:.2f}' for ratio in value.values())} x as fast as {name.removeprefix('ratio_to_')}"
         for name, value in record.items()
         if name.startswith("ratio_to_") and value and name != f"ratio_to_{record['implementation']}"
     ]

@@ -25,6 +25,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was computed there, one NAME.npz per case")
     parser.add_argument("--platform", choices=PLATFORMS, default="cpu", help="where to compute (cpu)")
+    parser.add_argument(
+        "--attention", metavar="NAME", help="implementation, such as triton-interpret (the platform's best)"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         recording,
         names,
         platform=args.platform,
+        attention=args.attention,
         dump=args.dump,
         on_case=lambda name, case: print(text.case_line(name, case), file=out, flush=True),
     )

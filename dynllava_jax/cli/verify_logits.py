@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dynllava_jax.convert.hub import locate
 from dynllava_jax.convert.torch_source import open_torch
+from dynllava_jax.data.image import load_image
 from dynllava_jax.demo.pictures import sample
 from dynllava_jax.errors import InputError
 from dynllava_jax.verify import logits
@@ -25,24 +26,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--torch-python", metavar="EXE", help="Python that has PyTorch and that code (this one)")
     group.add_argument("--verify-image", metavar="SOURCE", help=f"file, URL or sample:NAME ({_SAMPLE})")
     group.add_argument("--verify-question", metavar="TEXT", help="about it (the sample's own)")
-    group.add_argument("--verify-dtype", choices=tuple(LOGITS), default="float32", help="both compute in it (float32)")
+    group.add_argument("--verify-dtype", choices=tuple(LOGITS), help="both compute in it (that of --dtype, or float32)")
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, when the comparison could not be made."""
     if getattr(args, "base", None) is not None:
         raise InputError("--verify-logits runs whole models, not a part of one laid over its --base; leave it out.")
+    load_image(_asked(args)[0])
     kind = args.layout if args.kind == "to-torch" else logits.kind_of(open_torch(locate(args.src), None, []))
     logits.check_runs(kind, _side(args))
 
 
 def run(args: argparse.Namespace, torch: str, checkpoint: str) -> Outcome:
     """Compares a PyTorch folder with a checkpoint of ours."""
+    return logits.compare(torch, checkpoint, _side(args), *_asked(args))
+
+
+def _asked(args: argparse.Namespace) -> tuple[str | Path, str]:
+    """The picture and the question."""
     image, question = args.verify_image or _SAMPLE, args.verify_question
     if image.startswith("sample:"):
         picture = sample(image.removeprefix("sample:"))
-        image, question = picture.path, question or picture.question
-    return logits.compare(torch, checkpoint, _side(args), image, question or "Describe the picture.")
+        return picture.path, question or picture.question
+    return image, question or "Describe the picture."
 
 
 def _side(args: argparse.Namespace) -> TorchSide:
@@ -51,5 +58,5 @@ def _side(args: argparse.Namespace) -> TorchSide:
         official=args.official_repo,
         python=args.torch_python or default.python,
         vision_tower=None if tower is None else Path(str(locate(tower))),
-        dtype=args.verify_dtype,
+        dtype=args.verify_dtype or args.dtype or default.dtype,
     )

@@ -44,6 +44,18 @@ def check_layers(config: Any, name: str) -> None:
         raise InputError(f"{type(config).__name__}.{name} {getattr(config, name)} is more than {MAX_LAYERS} layers.")
 
 
+MAX_SIZE = 1 << 24
+"""No model has a wider dimension; shapes beyond what arrays can count would fail without saying why."""
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """Sizes of dimensions are above 0, and believable."""
+    check_positive(config, *names)
+    for name in names:
+        if getattr(config, name) > MAX_SIZE:
+            raise InputError(f"{type(config).__name__}.{name} {getattr(config, name)} is more than {MAX_SIZE}.")
+
+
 def check_rate(config: Any, *names: str) -> None:
     """A keep rate lies in (0, 1]."""
     for name in names:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynllava_jax.config.check import check_fields, check_layers, check_positive
+from dynllava_jax.config.check import check_fields, check_layers, check_positive, check_sizes
 from dynllava_jax.errors import InputError
 
 
@@ -71,20 +71,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_layers(self, "num_layers")
-        check_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "norm_eps",
-            "rope_theta",
-            "max_positions",
-            "initializer_range",
-        )
+        check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
+        check_positive(self, "norm_eps", "rope_theta", "max_positions", "initializer_range")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"DecoderConfig.num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}."

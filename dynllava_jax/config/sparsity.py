@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynllava_jax.config.check import check_fields, check_layers, check_positive, check_rate
+from dynllava_jax.config.check import check_fields, check_layers, check_rate, check_sizes
 from dynllava_jax.errors import InputError
 
 
@@ -24,6 +24,7 @@ class MlpPredictor:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_sizes(self, "width")
         _check_quarters(self.width)
 
 
@@ -39,7 +40,7 @@ class TransformerPredictor:
     def __post_init__(self) -> None:
         check_fields(self)
         check_layers(self, "depth")
-        check_positive(self, "num_heads", "mlp_width", "depth")
+        check_sizes(self, "width", "num_heads", "mlp_width")
         _check_quarters(self.width)
         if self.width % self.num_heads:
             raise InputError(f"TransformerPredictor.num_heads {self.num_heads} does not divide width {self.width}.")

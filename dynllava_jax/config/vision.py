@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_layers, check_positive
+from dynllava_jax.config.check import check_choice, check_fields, check_layers, check_positive, check_sizes
 from dynllava_jax.errors import InputError
 
 
@@ -29,9 +29,8 @@ class VisionConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_layers(self, "num_layers")
-        check_positive(
-            self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "image_size", "patch_size", "norm_eps"
-        )
+        check_sizes(self, "hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size")
+        check_positive(self, "norm_eps")
         check_choice(self, "activation", ("quick_gelu", "gelu"))
         check_choice(self, "select_feature", ("patch", "cls_patch"))
         if self.hidden_size % self.num_heads:
@@ -79,7 +78,6 @@ class MlpProjector:
     def __post_init__(self) -> None:
         check_fields(self)
         check_layers(self, "depth")
-        check_positive(self, "depth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,7 @@ class TokenPackerProjector:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_positive(self, "scale", "width", "num_heads")
+        check_sizes(self, "scale", "width", "num_heads")
         if self.width % self.num_heads:
             raise InputError(f"projector.num_heads {self.num_heads} does not divide projector.width {self.width}.")
         if not self.levels:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import nnx
 
 from dynllava_jax.data.batch import Batch, make_batch
@@ -71,7 +71,7 @@ def _look(graph: Any, params: Any, batch: Batch, keys: jax.Array, plan: ForwardP
     kept = out.held
     if kept is None:
         verdict = out.decisions.output
-        kept = np.ones(labels.shape[0], np.float32)
+        kept = jnp.ones(labels.shape[0], jnp.float32)
         if verdict is not None:
             judged = verdict.judged.astype("float32")
             kept = (verdict.keep * judged).sum(-1) / judged.sum(-1).clip(1)

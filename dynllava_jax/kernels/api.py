@@ -123,6 +123,12 @@ def cached_attention(
     )
 
 
+def check_name(name: str) -> None:
+    """Raises InputError when no operation has an implementation of this name."""
+    if name not in _ATTENTION:
+        raise InputError(f"attention has no implementation {name!r}; there are {', '.join(_ATTENTION)}.")
+
+
 def chosen(platform: str) -> dict[str, tuple[str, ...]]:
     """For each operation the implementations that `None` tries on a platform, in order."""
     tables = {"attention": _ATTENTION, "policy_attention": _POLICY, "cached_attention": _CACHED}
@@ -145,8 +151,7 @@ def _dispatch(
     platform = target().platform
     names = _best(platform, table) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:
-        if name not in table:
-            raise InputError(f"{op} has no implementation {name!r}; there are {', '.join(table)}.")
+        check_name(name)
     reasons = []
     for name in names:
         function = functools.partial(table[name], **options)

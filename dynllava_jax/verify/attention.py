@@ -4,7 +4,6 @@ B batch, H heads, N queries and keys, E head dimension.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,14 +24,13 @@ def policy_attention(subject: Subject, case: Case) -> Computed:
 
     A variant's name starts with its mask: none, causal, or right padding on top of causal.
     """
-    del subject
     found = Computed()
     for variant in dict.fromkeys(name.split(".")[0] for name in case.outputs):
-        _run(found, case, variant)
+        _run(found, case, variant, subject.implementation)
     return found
 
 
-def _run(found: Computed, case: Case, variant: str) -> None:
+def _run(found: Computed, case: Case, variant: str, implementation: api.Implementation) -> None:
     names = ("q", "k", "v", "cotangent")
     query, key, value, cotangent = (jnp.asarray(case.inputs[f"{variant}.{name}"]) for name in names)
     batch, heads, size, _ = query.shape
@@ -43,26 +41,25 @@ def _run(found: Computed, case: Case, variant: str) -> None:
     policy = case.inputs.get(f"{variant}.policy")
     inputs: dict[str, Array] = {"q": query, "k": key, "v": value}
     if policy is None:
-        attend: Callable[..., Any] = api.attention
+        attend = functools.partial(api.attention, implementation=implementation)
         weights = xla.attention_weights(query, key)
     else:
         inputs["policy"] = jnp.asarray(policy[..., 0])
-        causal = not variant.startswith("nomask")
-        weights = xla.policy_weights(query, key, inputs["policy"], jnp.asarray(lengths), causal=causal)
+        masks: dict[str, Any] = {"lengths": jnp.asarray(lengths), "causal": not variant.startswith("nomask")}
+        weights = xla.policy_weights(query, key, inputs["policy"], **masks)
+        attend = functools.partial(api.policy_attention, **masks, implementation=implementation)
 
-        attend = functools.partial(_attend, lengths=jnp.asarray(lengths), causal=causal)
+    def both(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+        out, pull = jax.vjp(attend, *inputs)
+        return out, pull(cotangent)
 
-    out, pull = jax.vjp(attend, *inputs.values())
+    out, slopes = jax.jit(both)(*inputs.values())
     padding = np.arange(size) >= lengths[:, None]
     of_heads = np.broadcast_to(padding[:, None], (batch, heads, size))
     found.put(f"{variant}.weights", weights.reshape(batch, heads, size, size), of_heads)
     found.put(f"{variant}.out", out, of_heads)
-    for name, gradient in zip(inputs, pull(cotangent), strict=True):
+    for name, gradient in zip(inputs, slopes, strict=True):
         if name == "policy":
             found.put(f"{variant}.grad_policy", gradient[..., None], padding)
         else:
             found.put(f"{variant}.grad_{name}", gradient, of_heads)
-
-
-def _attend(query: Array, key: Array, value: Array, policy: Array, *, lengths: Array, causal: bool) -> Array:
-    return api.policy_attention(query, key, value, policy, lengths, causal=causal)

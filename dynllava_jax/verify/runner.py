@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from dynllava_jax.errors import InputError
+from dynllava_jax.kernels import api
 from dynllava_jax.verify import (
     attention,
     decode,
@@ -57,6 +58,7 @@ def verify(
     names: tuple[str, ...],
     *,
     platform: Platform = "cpu",
+    attention: str | None = None,
     dump: Path | None = None,
     on_case: Callable[[str, CaseReport | None], None] = lambda name, report: None,
 ) -> Report:
@@ -66,17 +68,20 @@ def verify(
         recording: the folder.
         names: the cases asked for.
         platform: where to compute.
+        attention: implementation (see `kernels.api`; None: the platform's best); what it does not serve, XLA does.
         dump: folder for what was computed, one NAME.npz per case.
         on_case: is told each case as it is done, with None for an unsupported one.
 
     Raises:
-        InputError: no such platform here; a checkpoint that cannot be converted; a file that cannot be read or
-            written.
+        InputError: no such platform here, or no such implementation; a checkpoint that cannot be converted; a file
+            that cannot be read or written.
     """
     device = device_of(platform)
+    if attention is not None:
+        api.check_name(attention)
     report = Report({}, [])
     with jax.default_device(device), jax.default_matmul_precision("highest"):
-        subject = Subject.convert(recording)
+        subject = Subject.convert(recording, attention)
         for name in names:
             if name not in SUPPORTED:
                 report.unsupported.append(name)

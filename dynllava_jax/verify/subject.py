@@ -32,6 +32,7 @@ from dynllava_jax.inference.extend import ExtendOutput, ExtendPlan, extend
 from dynllava_jax.inference.prefill import PrefillOutput, PrefillPlan, prefill
 from dynllava_jax.inference.run import Prepared, asked_of
 from dynllava_jax.inference.sampling import Greedy
+from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import EVERYTHING
 from dynllava_jax.nn.flat import flatten
@@ -47,15 +48,18 @@ class Subject:
     Prefill and extend are probed for everything: they also show what lies between their input and their result.
     """
 
-    def __init__(self, recording: Recording, model: DynamicLlava):
+    def __init__(self, recording: Recording, model: DynamicLlava, attention: str | None = None):
+        """`attention` names an implementation (see `kernels.api`); what it does not serve, XLA does."""
         self.recording = recording
         self.model = model
+        self.attention = attention
+        self.implementation: api.Implementation = None if attention is None else (attention, "xla")
         self.keys = _keys
         self._prefill = jax.jit(prefill, static_argnames=("plan",))
         self._extend = jax.jit(extend, static_argnames=("plan",))
 
     @staticmethod
-    def convert(recording: Recording) -> "Subject":
+    def convert(recording: Recording, attention: str | None = None) -> "Subject":
         """Converts the recording's PyTorch checkpoint and loads the result.
 
         Raises:
@@ -64,7 +68,7 @@ class Subject:
         with tempfile.TemporaryDirectory(prefix="dynllava-verify-") as scratch:
             path = Path(scratch) / "model"
             convert(recording.checkpoint, path, vision_tower=recording.vision_tower)
-            return Subject(recording, load(path))
+            return Subject(recording, load(path), attention)
 
     @property
     def config(self) -> ModelConfig:
@@ -135,6 +139,7 @@ class Subject:
             deep_capacity=length + room,
             keep_policy=keep_policy,
             probe=EVERYTHING,
+            attention=self.implementation,
         )
         return self._prefill(self.model, batch, _keys(rows), plan=plan)
 
@@ -143,14 +148,14 @@ class Subject:
     ) -> ExtendOutput:
         """The pass of T new tokens in every row on a cache that has room for them."""
         rows, count = tokens.shape
-        plan = ExtendPlan(sparsity=sparsity, judge=judge, probe=EVERYTHING)
+        plan = ExtendPlan(sparsity=sparsity, judge=judge, probe=EVERYTHING, attention=self.implementation)
         return self._extend(self.model, tokens, np.full(rows, count, np.int32), cache, _keys(rows), plan=plan)
 
     def greedy(
         self, ids: Int[np.ndarray, "1 S"], image: Float[np.ndarray, "H W 3"], sparsity: SparsityConfig, count: int
     ) -> tuple[Int[np.ndarray, "1 T"], Float[np.ndarray, "1 T V"]]:
         """`count` tokens as the engine generates them for users (padded shapes, no stop), and their logits."""
-        engine = Engine(self.model, buckets=Buckets(), collect_logits=True)
+        engine = Engine(self.model, buckets=Buckets(), attention=self.implementation, collect_logits=True)
         prepared = Prepared(self.sample(ids[0]), [image], count, Greedy(), 0)
         config = dataclasses.replace(self.config, sparsity=sparsity)
         shape = engine.buckets.shape(config, [prepared.sample.length], [1], count)

@@ -46,7 +46,7 @@ def one_pass(subject: Subject, case: Case) -> Computed:
     noise = _noise(case, batch, "")
     trained = {path for path in values if is_trained(path, OptimizerConfig())}
     tau = jnp.float32(_tau(case))
-    plan = ForwardPlan(_loss_config(case))
+    plan = ForwardPlan(_loss_config(case), attention=subject.implementation)
     keys = subject.keys(len(samples))
 
     def loss(params: dict[str, Array], batch: Batch, noise: Noise) -> tuple[Array, LossOutput]:
@@ -114,6 +114,7 @@ def trajectory(subject: Subject, case: Case) -> Computed:
         loss=_loss_config(case),
         global_batch_size=len(case.inputs["input_ids"]),
         dtype="float32",
+        attention=subject.attention,
     )
     batch, _ = subject.training_batch(case)
     mesh = _mesh(subject)

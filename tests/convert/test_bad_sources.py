@@ -105,6 +105,7 @@ def test_sparse_config(src: Path, key: str, value: object, needle: str) -> None:
         ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end"),
         ("num_hidden_layers", -4, "num_layers must be above 0, not -4"),
+        ("vocab_size", 2**63, "vocab_size 9223372036854775808 is more than 16777216"),
         ("num_attention_heads", 3, "num_attention_heads 3 does not divide hidden_size 64"),
         ("text_config", {}, "the tensors' names are official's"),
     ],

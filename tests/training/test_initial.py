@@ -55,7 +55,7 @@ def test_a_whole_checkpoint_gives_everything(checkpoint: Path, stored: dict[str,
     ("fresh", "parts"),
     [
         (("projector",), {"projector"}),
-        (("predictors",), {"image_predictor", "output_predictor"}),
+        pytest.param(("predictors",), {"image_predictor", "output_predictor"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_shall_be_fresh_is_made_by_the_seed(
@@ -81,6 +81,7 @@ def test_predictors_and_adapters_that_are_not_there_are_made(checkpoint: Path, s
     assert differing(initial.values, stored) == set(initial.made)
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_all_is_made() -> None:
     parameters, initial = begun(None)
     assert set(initial.made) == set(initial.values) == set(parameters.axes)

@@ -60,6 +60,7 @@ def test_the_forward_kernel_runs_again_only_where_nothing_of_it_is_kept(remat: s
     """One call of three kernels for each of the two stacks, and another of the first one where it is computed again."""
     config = settings(remat=remat, attention="tpu", global_batch_size=1)
     compiled = ahead.compile_step(tiny_config(), config, make_mesh("data=1", topology("v5e:1x1")), length=64)
-    calls = [line for line in compiled.as_text().splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    program = compiled.as_text() or ""
+    calls = [line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     found = Counter(re.findall(r"policy_attention\w*", line)[-1] for line in calls)
     assert found == {"policy_attention": 2 + again, "policy_attention_keys": 2, "policy_attention_queries": 2}, calls

@@ -1,68 +1,23 @@
 """One optimizer step on every mesh, in parts or whole; what is frozen; what is split at full size."""
 
 import dataclasses
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import get_preset
-from dynllava_jax.config.training import LoraConfig, LossConfig, OptimizerConfig, TrainConfig
-from dynllava_jax.data.batch import Batch
+from dynllava_jax.config.training import LoraConfig, LossConfig, OptimizerConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.nn.flat import flatten, unflatten
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.sharding.specs import activation_sharding
 from dynllava_jax.testing import tiny_config, tiny_model
 from dynllava_jax.training.decisions import draw_noise
-from dynllava_jax.training.state import Parameters, TrainState, begin, fresh
-from dynllava_jax.training.step import Division, Trainer
+from dynllava_jax.training.state import Parameters
+from dynllava_jax.training.step import Division
 from tests.training.batches import mixed, settings
-
-STEPS = 10
-
-
-def trainer_of(config: TrainConfig, sharp: bool = True) -> tuple[Trainer, TrainState]:
-    """A trainer on the config's mesh, and its first state: the tiny model (`sharp` attention), or usual weights."""
-    model: ModelConfig = tiny_config()
-    mesh = make_mesh(config.mesh)
-    trainer = Trainer(model, config, mesh, STEPS)
-    values = fresh(trainer.parameters, model, config.optimizer, 0)
-    if sharp:
-        values |= flatten(tiny_model(model))
-    return trainer, begin(trainer.parameters, values, config.dtype, mesh)
-
-
-def placed(batch: Batch, trainer: Trainer) -> Batch:
-    def put(x: jax.Array) -> jax.Array:
-        return jax.device_put(x, activation_sharding(x.shape, ("batch", *(None,) * (x.ndim - 1)), trainer.mesh))
-
-    return jax.tree.map(put, batch)
-
-
-class Run(NamedTuple):
-    """Metrics of every step; parameters after the last; the moments of the gradient after the first."""
-
-    rows: list[dict[str, float]]
-    params: dict[str, np.ndarray]
-    gradient: dict[str, np.ndarray]
-
-
-@functools.cache
-def run(config: TrainConfig, steps: int = STEPS, sharp: bool = True) -> Run:
-    trainer, state = trainer_of(config, sharp)
-    batch = placed(mixed(tiny_config()), trainer)
-    rows, gradient = [], {}
-    for step in range(steps):
-        state, metrics = trainer.step(state, batch)
-        rows.append({name: float(value) for name, value in metrics.items()})
-        if step == 0:
-            gradient = jax.tree.map(np.asarray, state.adam.mean)
-    return Run(rows, jax.tree.map(np.asarray, state.params), gradient)
+from tests.training.steps import Run, first_state, placed, run, trainer_of
 
 
 def on_one_device() -> Run:
@@ -99,10 +54,12 @@ def test_micro_batches_equal_the_whole_batch():
         np.testing.assert_allclose(found.gradient[path], value, atol=1e-5 * np.abs(value).max(), err_msg=path)
 
 
+@pytest.mark.slow
 def test_per_device_normalisation_is_the_mean_of_means():
     loss = dataclasses.replace(settings().loss, normalise="per_device")
     found = run(settings(mesh="data=2", device_batch_size=2, loss=loss), 1)
-    trainer, state = trainer_of(settings(global_batch_size=2))
+    trainer = trainer_of(settings(global_batch_size=2))
+    state = first_state(trainer)
     means = []
     for start in range(0, 8, 2):
         part = jax.tree.map(lambda x, start=start: x[start : start + 2], mixed(tiny_config()))
@@ -117,7 +74,8 @@ def test_per_device_normalisation_is_the_mean_of_means():
 
 def test_frozen_parts_have_no_moments_and_do_not_move():
     frozen = OptimizerConfig(learning_rate=1e-2, freeze_decoder=True, freeze_projector=True, warmup_ratio=0.0)
-    trainer, state = trainer_of(settings(optimizer=frozen))
+    trainer = trainer_of(settings(optimizer=frozen))
+    state = first_state(trainer)
     before = {path: np.asarray(value) for path, value in state.frozen.items()}
     assert all("predictor" in path for path in (*state.params, *state.adam.mean, *state.adam.square))
     start = {path: np.asarray(value) for path, value in state.params.items()}
@@ -127,10 +85,12 @@ def test_frozen_parts_have_no_moments_and_do_not_move():
     assert all(np.any(np.asarray(value) != start[path]) for path, value in state.params.items())
 
 
+@pytest.mark.slow
 def test_adapters_train_while_the_decoder_rests():
     lora = LoraConfig(rank=2, alpha=4.0, targets=("query", "down"))
     optimizer = dataclasses.replace(settings().optimizer, lora=lora)
-    trainer, state = trainer_of(settings(optimizer=optimizer))
+    trainer = trainer_of(settings(optimizer=optimizer))
+    state = first_state(trainer)
     adapters = [path for path in state.params if path.endswith("lora_b")]
     assert sorted(path.split("/")[-2] for path in adapters) == ["down", "down", "query", "query"]
     assert all(not path.startswith("decoder") or path.endswith(("lora_a", "lora_b")) for path in state.params)
@@ -138,6 +98,7 @@ def test_adapters_train_while_the_decoder_rests():
     assert float(trainer.step(state, batch)[1]["loss"]) == pytest.approx(on_one_device().rows[0]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     found = run(settings(dtype="bfloat16", mesh="fsdp=2"), 1)
     assert found.rows[0]["ce"] == pytest.approx(on_one_device().rows[0]["ce"], rel=0.03)
@@ -154,8 +115,8 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_the_same_shape_compiles_once():
-    trainer, state = trainer_of(settings())
-    batch = mixed(tiny_config())
+    trainer = trainer_of(settings())
+    state, batch = first_state(trainer), placed(mixed(tiny_config()), trainer)
     for _ in range(3):
         state, _ = trainer.step(state, batch)
     assert trainer.step_programs == 1
@@ -175,6 +136,7 @@ def test_nothing_large_is_replicated_at_full_size(mesh):
     assert whole == []
 
 
+@pytest.mark.slow
 def test_mask_weight_reaches_the_loss():
     (row,) = run(settings(loss=LossConfig(mask_weight=0.0, min_answer_tokens=6, chunk=32)), 1).rows
     assert row["loss"] == pytest.approx(row["ce"])

@@ -1,41 +1,83 @@
-"""The recordings of attention under a policy and of decoding with a cache, by the kernels that TPUs and GPUs run."""
+"""The recordings hold whatever computes attention: in chunks, or by the kernels that TPUs and GPUs run."""
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 
 import pytest
 
 from dynllava_jax.cli.main import main
-from dynllava_jax.kernels import api
+from dynllava_jax.kernels import api, tuning
 from dynllava_jax.verify import attention
 from dynllava_jax.verify.compare import compare
+from dynllava_jax.verify.runner import SUPPORTED
 from dynllava_jax.verify.subject import Subject
 from tests.golden_files import ROOT
 
+IN_USE = {
+    "05_prefill_kv": {"attention"},
+    "06_decode_kv": {"attention", "cached_attention"},
+    "07_decode_nocache": {"attention", "cached_attention"},
+    "09_multi_turn_kv": {"attention", "cached_attention"},
+    "10_train": {"attention", "policy_attention"},
+    "10b_train_instruct": {"attention", "policy_attention"},
+    "14_train_trajectory": {"attention", "policy_attention"},
+}
+"""Cases that attend, and how."""
+ON_A_CACHE = {name for name, ops in IN_USE.items() if "cached_attention" in ops}
 
-@pytest.mark.parametrize("name", ["chunked", "triton-interpret", "tpu-interpret"])
-def test_causal_and_padded_variants(
-    name: str, subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    case = subject.recording.case("03_masked_softmax")
+SEVERAL = "cached_attention runs as xla (not {}: it serves one new token, not"
+"""What the door says of an instruction that is put on top of a cache."""
+
+
+KERNELS = ("chunked", "triton-interpret", "tpu-interpret")
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def by_kernel(request: pytest.FixtureRequest, subject: Subject) -> Iterator[Subject]:
+    """The same weights under another implementation, with a prompt in several chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "CHUNK", 8)
+        yield Subject(subject.recording, subject.model, request.param)
+
+
+def test_causal_and_padded_variants(by_kernel: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    case = by_kernel.recording.case("03_masked_softmax")
     causal = {array: value for array, value in case.outputs.items() if not array.startswith("nomask")}
     case = dataclasses.replace(case, outputs=causal)
-    monkeypatch.setitem(api._BEST, "cpu", (name,))
     api._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=api.__name__):
-        found = attention.policy_attention(subject, case)
-    assert set(caplog.messages) == {f"attention runs as {name}", f"policy_attention runs as {name}"}
+        found = attention.policy_attention(by_kernel, case)
+    assert set(caplog.messages) == {f"{op} runs as {by_kernel.attention}" for op in ("attention", "policy_attention")}
     report = compare(case, found, "cpu")
     assert len(report.arrays) > 25
     assert {array: row for array, row in report.arrays.items() if not row.ok} == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["triton-interpret", "tpu-interpret"])
-def test_decoding(kernel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(api._BEST, "cpu", (kernel, "xla"))
+@pytest.mark.parametrize(
+    ("by_kernel", "name"),
+    # A handful of queries on a cache is not cut into chunks.
+    [(kernel, name) for kernel in KERNELS for name in IN_USE if kernel != "chunked" or name not in ON_A_CACHE],
+    indirect=["by_kernel"],
+)
+def test_generation_and_training(by_kernel: Subject, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    case = by_kernel.recording.case(name)
+    api._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger=api.__name__):
+        report = compare(case, SUPPORTED[name](by_kernel, case), "cpu")
+    told = {message for message in caplog.messages if not message.startswith(SEVERAL.format(by_kernel.attention))}
+    # A program that another case had traced says nothing again.
+    assert set() < told <= {f"{op} runs as {by_kernel.attention}" for op in IN_USE[name]}
+    assert {array: row for array, row in report.arrays.items() if not row.ok} == {}
+
+
+def test_the_command_takes_a_name(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    words = ["verify", "--cases", str(ROOT), "--case", "05_prefill_kv", "--attention"]
     api._say_once.cache_clear()
     # The command sets the package's level; this logger's own one stays.
     with caplog.at_level(logging.INFO, api.__name__):
-        assert main(["verify", "--cases", str(ROOT), "--case", "06_decode_kv"]) == 0
-    assert f"cached_attention runs as {kernel}" in caplog.messages
+        assert main([*words, "chunked"]) == 0
+    assert caplog.messages == ["attention runs as chunked"]
+    assert main([*words, "cuda"]) == 2
+    assert "attention has no implementation 'cuda'; there are xla, chunked," in capsys.readouterr().err

@@ -12,6 +12,8 @@ from dynllava_jax.verify.runner import SUPPORTED
 from dynllava_jax.verify.subject import Subject
 from tests.verify.recordings import GRID, GROUPS, other_shapes
 
+pytestmark = pytest.mark.slow
+
 CASES = (
     "01_vision_features",
     "02_predictors",
