@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from dynllava_jax.analysis import prompt_flops as counts
+from dynllava_jax.analysis.flops import Tokens
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.evaluation.tasks import Question
 from dynllava_jax.inference.assistant import Assistant
@@ -56,7 +57,7 @@ def _ask(of: Assistant, request: Request) -> Answer:
     return answer
 
 
-def _flops(config: ModelConfig, dense: ModelConfig, text: float) -> dict[str, dict[str, list[float]]]:
+def _flops(config: ModelConfig, dense: ModelConfig, text: Tokens) -> dict[str, dict[str, list[float]]]:
     seen, all_of_them = counts.selection(config), counts.selection(dense).dense()
     return {
         name: {
