@@ -13,7 +13,7 @@ data=$work/data
 [[ -f $data/train.json ]] || dynllava demo make "$data" --samples "${SAMPLES:-20000}"
 # The epoch's own samples: none of them was seen by the base.
 [[ -f $work/epoch/train.json ]] || dynllava demo make "$work/epoch" --samples "${EPOCH_SAMPLES:-4000}" --seed 1
-dynllava demo tower "$work/tower" --steps "${TOWER_STEPS:-4200}"
+dynllava demo tower "$work/tower" --steps "${TOWER_STEPS:-3600}"
 
 # merge RUN NAME [OPTION ...]: the model of a run, made anew when the run has gone on since
 merge() {

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import logging
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,9 @@ from orbax.checkpoint import v1 as ocp
 
 from dynllava_jax.checkpoint.paths import AnyPath, is_remote
 from dynllava_jax.errors import InputError
+
+_LATE = 0.2
+"""Seconds in which the reads that were under way when one failed come to their end."""
 
 
 def save(path: AnyPath, leaves: Mapping[str, np.ndarray | jax.Array]) -> None:
@@ -99,13 +104,24 @@ def _reading(path: Any, read: Callable[[], Any], partial: bool = False) -> Any:
                 return read()
         except Exception as error:  # whatever Orbax and TensorStore raise for a damaged folder
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        time.sleep(_LATE)
         gc.collect()  # failed futures are logged, and forgotten tasks warned of, when they are collected
     raise InputError(f"{path} is missing or damaged: {reason[:200]}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs every leaf that it cannot read, in pages, and forgets tasks; the one error raised names the folder."""
+    """Orbax logs every leaf that it cannot read, in pages, and forgets tasks; the one error raised names the folder.
+
+    It also closes its event loop while other reads are under way, whose threads then complain.
+    """
+    tell = sys.unraisablehook
+
+    def unless_late(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    sys.unraisablehook = unless_late
     loggers = [logger for name in ("asyncio", "absl") if not (logger := logging.getLogger(name)).disabled]
     for logger in loggers:
         logger.disabled = True
@@ -114,6 +130,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             yield
     finally:
+        sys.unraisablehook = tell
         for logger in loggers:
             logger.disabled = False
 

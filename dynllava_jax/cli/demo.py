@@ -32,18 +32,18 @@ def add_parser(subparsers: Any) -> None:
 
     command = kinds.add_parser(
         "tower",
-        help="pretrain the vision tower",
+        help="pretrain the vision tower, with projector and words",
         description="Writes WORKDIR/model, a checkpoint to begin training with. Stopped at any moment, the same "
         "command goes on where WORKDIR was saved.",
     )
     command.add_argument("workdir", type=Path, metavar="WORKDIR")
-    command.add_argument("--steps", type=int, default=TowerTraining.steps, metavar="N", help="optimizer steps (4200)")
+    command.add_argument("--steps", type=int, default=TowerTraining.steps, metavar="N", help="optimizer steps (3600)")
     command.add_argument(
         "--whole-steps",
         type=int,
         default=TowerTraining.whole_steps,
         metavar="N",
-        help="of these, the last ones, with whole pictures instead of windows (450)",
+        help="of these, the last ones, with whole pictures instead of windows (400)",
     )
     command.add_argument(
         "--batch-size", type=int, default=TowerTraining.batch_size, metavar="N", help="windows of pictures a step (18)"
@@ -72,7 +72,7 @@ def run_tower(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     from dynllava_jax.config.presets import demo
     from dynllava_jax.demo.initial import write_initial
-    from dynllava_jax.demo.tower import TowerTraining, tower_of, train
+    from dynllava_jax.demo.tower import TowerTraining, learned, train
 
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
@@ -83,8 +83,8 @@ def run_tower(args: argparse.Namespace) -> int:
         print(f"{dst} is there already")
         return 0
     state = train(config, training, args.workdir, _tell)
-    write_initial(dst, config, tower_of(state))
-    print(f"{dst}: a tower after {state.step} steps, everything else from a seed")
+    write_initial(dst, config, learned(config, training, state))
+    print(f"{dst}: tower, projector and words after {state.step} steps, everything else from a seed")
     return 0
 
 

@@ -1,14 +1,13 @@
 """Pretraining of the demo's vision tower, which LLaVA finds ready-made in CLIP: it names what each patch shows.
 
-Four linear heads read the features that the projector will read: the thing (or the background) that most of a patch
-belongs to, its colour, its size, and the photograph. Most steps see small windows of crowded pictures, with the
-position embeddings of just that part: attention over all patches costs far more, and scenes are mostly background. The
-last steps see whole scenes.
+Linear heads read the features that the projector will read: the thing (or the background) that most of a patch belongs
+to, its colour, its size, the photograph, and where the patch lies: without that last one the tower forgets it, and
+nobody could ask for the left or the right. The projector and the decoder's word embeddings learn beside it (`words`).
 
 Positions begin as sinusoids and queries equal to keys, so that attention begins by looking around each patch (after
 Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023): learned from nothing it takes longer.
 
-Every step's pictures follow from the step's number. B pictures, P patches, C features, G patches a side.
+B pictures, P patches, T = 1 + P tokens, C features, D decoder features, V vocabulary, G patches a side.
 """
 
 import dataclasses
@@ -23,19 +22,17 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dynllava_jax.checkpoint.leaves import targets
+from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.demo.catalogue import BACKGROUNDS, COLOURS, OBJECTS
-from dynllava_jax.demo.render import SIDE, patch_shares, render
-from dynllava_jax.demo.scenes import draw
-from dynllava_jax.demo.windows import Window, draw_window
+from dynllava_jax.demo import embedded, patches, words
+from dynllava_jax.demo.patches import PARTS, Batch
+from dynllava_jax.demo.render import SIDE
+from dynllava_jax.model.projector import make_projector
 from dynllava_jax.model.vision import VisionTower
 
-_NONE = -1
-_PARTS = 3
-"""A window's side is this part of a picture's."""
 _LONGEST = 24.0
 """Ratio of the longest sinusoid to the shortest, which is four patches long."""
-HEADS = {"thing": len(OBJECTS) + 1, "colour": len(COLOURS), "size": 2, "background": len(BACKGROUNDS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +42,8 @@ class TowerTraining:
     `whole_steps` of the `steps`, the last ones, see whole pictures, a ninth of `batch_size` at a time: as many patches.
     """
 
-    steps: int = 4200
-    whole_steps: int = 450
+    steps: int = 3600
+    whole_steps: int = 400
     batch_size: int = 18
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -54,16 +51,8 @@ class TowerTraining:
     save_every: int = 200
 
 
-class Batch(NamedTuple):
-    """Normalised pixels, and a label per patch for each of HEADS (_NONE: no such thing there)."""
-
-    pixels: Float[np.ndarray, "B Y X 3"]
-    labels: dict[str, Int[np.ndarray, "B P"]]
-    corner: tuple[int, int]
-
-
 class TowerState(NamedTuple):
-    """Parameters of tower and heads, and the optimizer's state."""
+    """Parameters of tower, projector, words and heads, and the optimizer's state."""
 
     params: dict[str, Any]
     optimizer: Any
@@ -76,7 +65,7 @@ def train(
     """Trains, or goes on where `folder` was saved.
 
     Args:
-        config: of the whole model; its tower is trained.
+        config: of the whole model; its tower, projector and word embeddings are trained.
         training: steps and rates.
         folder: where the state is saved every `save_every` steps.
         report: is told the step and each head's loss and accuracy.
@@ -84,8 +73,7 @@ def train(
     step_fn, state = _program(config, training)
     state = _restore(folder, state)
     while state.step < training.steps:
-        whole = state.step >= training.steps - training.whole_steps
-        params, optimizer, metrics = step_fn(state.params, state.optimizer, batch(state.step, config, training, whole))
+        params, optimizer, metrics = step_fn(state.params, state.optimizer, _batch(config, training, state.step))
         state = TowerState(params, optimizer, state.step + 1)
         if state.step % 50 == 0:
             report(state.step, {name: float(value) for name, value in metrics.items()})
@@ -94,58 +82,31 @@ def train(
     return state
 
 
-def batch(step: int, config: ModelConfig, training: TowerTraining, whole: bool) -> Batch:
-    """The pictures of a step: windows that are all cut at the same corner, or whole scenes."""
-    rng = np.random.default_rng((training.seed, step))
-    grid, patch = config.vision.grid, config.vision.patch_size
-    side = grid if whole else grid // _PARTS
-    top, left = (int(corner) for corner in rng.integers(0, grid - side + 1, 2))
-    count = max(1, training.batch_size // _PARTS**2) if whole else training.batch_size
-    drawn = [_whole(rng) if whole else draw_window(rng, top * patch, left * patch, side * patch) for _ in range(count)]
-    pixels = np.stack([np.asarray(one.picture, np.float32) / 255 for one in drawn])
-    prep = config.image_prep
-    pixels = (pixels - np.array(prep.mean, np.float32)) / np.array(prep.std, np.float32)
-    labels = np.stack([_labels(one, patch) for one in drawn])
-    return Batch(pixels, {name: labels[..., head] for head, name in enumerate(HEADS)}, (top, left))
+def learned(config: ModelConfig, training: TowerTraining, state: TowerState) -> dict[str, np.ndarray]:
+    """What was trained, by path in the whole model; the head begins as the words it is to say."""
+    params = state.params
+    shown = patches.batch(config, training.seed, 0, 1, whole=True)
+    projected = _project(config)(params["projector"], _see(config)(params["tower"], shown))
+    factor, embedding = words.at_scale(projected, params["words"], config.decoder.initializer_range)
+    last = max(path.rpartition("/")[0] for path in params["projector"])
+    projector = {
+        path: value * factor if path.startswith(last) else value for path, value in params["projector"].items()
+    }
+    parts = {"vision": params["tower"], "projector": projector}
+    found = {f"{part}/{path}": value for part, values in parts.items() for path, value in values.items()}
+    found |= {"decoder/embedding": embedding, "decoder/head/kernel": embedding.T}
+    return {path: np.asarray(value) for path, value in found.items()}
 
 
-def _whole(rng: np.random.Generator) -> Window:
-    # Crowded scenes teach more a step.
-    while len((scene := draw(rng, "train")).placements) < 3:
-        pass
-    return Window(*render(scene), scene.background, scene.placements)
-
-
-def _labels(window: Window, patch: int) -> Int[np.ndarray, "P heads"]:
-    described = [(0, _NONE, _NONE, BACKGROUNDS.index(window.background))]
-    for one in window.things:
-        colour = _NONE if one.colour is None else COLOURS.index(one.colour)
-        described.append((1 + OBJECTS.index(one.thing), colour, int(one.size == "large"), _NONE))
-    owner = np.argmax(patch_shares(window.mask, patch), axis=0)
-    return np.array(described, np.int32)[owner]
-
-
-def tower_of(state: TowerState) -> dict[str, np.ndarray]:
-    """The tower's parameters by path, `vision/…` as in the whole model."""
-    return {f"vision/{path}": np.asarray(value) for path, value in state.params["tower"].items()}
+def _batch(config: ModelConfig, training: TowerTraining, step: int) -> Batch:
+    whole = step >= training.steps - training.whole_steps
+    count = max(1, training.batch_size // PARTS**2) if whole else training.batch_size
+    return patches.batch(config, training.seed, step, count, whole=whole)
 
 
 def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerState]:
-    graph, start = nnx.split(VisionTower(nnx.Rngs(params=jax.random.key(training.seed)), config))
-    flat = nnx.to_flat_state(start)
-    paths = {"/".join(map(str, path)): (path, param) for path, param in flat}
-    side = SIDE // _PARTS
-    part = dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, image_size=side),
-        image_prep=dataclasses.replace(config.image_prep, resize=side, crop=side),
-    )
-    part_graph = nnx.split(jax.eval_shape(lambda: VisionTower(nnx.Rngs(params=jax.random.key(0)), part)))[0]
-    width = config.vision.hidden_size
-    keys = jax.random.split(jax.random.key(training.seed + 1), len(HEADS))
-    heads = {name: 0.02 * jax.random.normal(key, (width, HEADS[name])) for name, key in zip(HEADS, keys, strict=True)}
-    tower = _looking_around({name: param.get_value() for name, (_, param) in paths.items()}, config.vision.grid)
-    params = {"tower": tower, "heads": heads}
+    see, project = _see(config), _project(config)
+    vocabulary = words.groups(embedded.tokenizer(), config.decoder.vocab_size)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, training.learning_rate, min(100, training.steps // 10), training.steps
     )
@@ -153,20 +114,14 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=training.weight_decay)
     )
 
-    def features(tower: dict[str, Array], pixels: Array, corner: Any) -> Array:
-        whole = pixels.shape[1] == SIDE
-        if not whole:
-            tower = tower | {"position_embedding": _cut(tower["position_embedding"], config.vision.grid, corner)}
-        leaves = [(path, param.replace(tower[name])) for name, (path, param) in paths.items()]
-        return nnx.merge(graph if whole else part_graph, nnx.from_flat_state(leaves))(pixels).features
-
     def loss(params: dict[str, Any], batch: Batch) -> tuple[Array, dict[str, Array]]:
-        seen = features(params["tower"], jnp.asarray(batch.pixels), batch.corner)
-        found = {
-            name: _judge(seen @ params["heads"][name], jnp.asarray(batch.labels[name]), name == "thing")
-            for name in HEADS
-        }
+        seen = see(params["tower"], batch)
+        labels = {name: jnp.asarray(label) for name, label in batch.labels.items()}
+        found = {name: _judge(seen @ head, labels[name], name == "thing") for name, head in params["heads"].items()}
         losses = {f"{name}_loss": each[0] for name, each in found.items()}
+        losses["words_loss"] = words.loss(
+            project(params["projector"], seen), params["words"], vocabulary, words.labels(config, labels)
+        )
         return sum(losses.values(), jnp.zeros(())), losses | {f"{name}_right": each[1] for name, each in found.items()}
 
     @jax.jit
@@ -175,7 +130,63 @@ def _program(config: ModelConfig, training: TowerTraining) -> tuple[Any, TowerSt
         updates, optimizer = rule.update(gradient, optimizer, params)
         return optax.apply_updates(params, updates), optimizer, metrics  # pyright: ignore[reportReturnType]
 
+    params = _start(config, training.seed)
     return step, TowerState(params, rule.init(params), 0)
+
+
+def _start(config: ModelConfig, seed: int) -> dict[str, Any]:
+    def part(name: str) -> dict[str, Array]:
+        wanted = [target for target in targets(config) if target.path.startswith(f"{name}/")]
+        return {path.removeprefix(f"{name}/"): x for path, x in fresh_parameters(config, wanted, seed).items()}
+
+    heads = patches.heads(config)
+    key, *keys = jax.random.split(jax.random.key(seed + 1), 1 + len(heads))
+    return {
+        "tower": _looking_around(part("vision"), config.vision.grid),
+        "projector": part("projector"),
+        "words": jax.random.normal(key, (config.decoder.vocab_size, config.decoder.hidden_size)),
+        "heads": {
+            name: 0.02 * jax.random.normal(key, (config.vision.hidden_size, answers))
+            for key, (name, answers) in zip(keys, heads.items(), strict=True)
+        },
+    }
+
+
+def _see(config: ModelConfig) -> Callable[[dict[str, Array], Batch], Float[Array, "B P C"]]:
+    """The tower as a function of its parameters by path; a window has the position embeddings of its part."""
+    side = SIDE // PARTS
+    part = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, image_size=side),
+        image_prep=dataclasses.replace(config.image_prep, resize=side, crop=side),
+    )
+    whole = _functional(lambda rngs: VisionTower(rngs, config))
+    window = _functional(lambda rngs: VisionTower(rngs, part))
+
+    def see(tower: dict[str, Array], batch: Batch) -> Array:
+        pixels = jnp.asarray(batch.pixels)
+        if pixels.shape[1] == SIDE:
+            return whole(tower, pixels).features
+        cut = jax.vmap(lambda corner: _cut(tower["position_embedding"], config.vision.grid, corner))
+        return window(tower | {"position_embedding": cut(jnp.asarray(batch.corners))}, pixels).features
+
+    return see
+
+
+def _project(config: ModelConfig) -> Callable[[dict[str, Array], Float[Array, "B P C"]], Float[Array, "B P D"]]:
+    return _functional(lambda rngs: make_projector(rngs, config))
+
+
+def _functional(make: Callable[[nnx.Rngs], Any]) -> Callable[[dict[str, Array], Array], Any]:
+    """A module as a function of its parameters by path and of its input."""
+    graph, state = nnx.split(jax.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0)))))
+    paths = {"/".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)}
+
+    def call(params: dict[str, Array], x: Array) -> Any:
+        leaves = [(path, param.replace(params[name])) for name, (path, param) in paths.items()]
+        return nnx.merge(graph, nnx.from_flat_state(leaves))(x)
+
+    return call
 
 
 def _looking_around(tower: dict[str, Array], grid: int) -> dict[str, Array]:
@@ -209,10 +220,10 @@ def _mean(values: Array, where: Array) -> Array:
     return jnp.sum(values * where) / jnp.maximum(jnp.sum(where), 1)
 
 
-def _cut(embedding: Float[Array, "T C"], grid: int, corner: Any) -> Float[Array, "t C"]:
-    patches = embedding[1:].reshape(grid, grid, -1)
-    part = jax.lax.dynamic_slice(patches, (*corner, 0), (grid // _PARTS, grid // _PARTS, patches.shape[-1]))
-    return jnp.concatenate([embedding[:1], part.reshape(-1, patches.shape[-1])])
+def _cut(embedding: Float[Array, "T C"], grid: int, corner: Int[Array, "2"]) -> Float[Array, "t C"]:
+    whole = embedding[1:].reshape(grid, grid, -1)
+    part = jax.lax.dynamic_slice(whole, (*corner, 0), (grid // PARTS, grid // PARTS, whole.shape[-1]))
+    return jnp.concatenate([embedding[:1], part.reshape(-1, whole.shape[-1])])
 
 
 def _save(folder: Path, state: TowerState) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from dynllava_jax.demo.render import render
 from dynllava_jax.demo.scenes import Scene
+from dynllava_jax.viz.overlay import spread
 
 
 class OnThings(NamedTuple):
@@ -32,7 +33,7 @@ class OnThings(NamedTuple):
 def kept_on_things(kept: Bool[np.ndarray, "G G"], scene: Scene) -> OnThings:
     """Holds kept cells against the mask of a scene."""
     mask = render(scene)[1]
-    seen = _spread(kept, mask)
+    seen = spread(kept, *mask.shape)
     things = mask > 0
     by_thing = tuple(
         (placement.thing.name, _share(seen[mask == number]), float(np.mean(mask == number)))
@@ -47,11 +48,6 @@ def as_grid(kept: Sequence[int], side: int) -> Bool[np.ndarray, "G G"]:
     grid = np.zeros(side * side, bool)
     grid[np.array(kept, int)] = True
     return grid.reshape(side, side)
-
-
-def _spread(kept: Bool[np.ndarray, "G G"], mask: UInt8[np.ndarray, "Y X"]) -> Bool[np.ndarray, "Y X"]:
-    y, x = (np.arange(size) * cells // size for size, cells in zip(mask.shape, kept.shape, strict=True))
-    return kept[np.ix_(y, x)]
 
 
 def _share(of: Bool[np.ndarray, " N"]) -> float:

@@ -1,7 +1,8 @@
 """The one door to attention: every layer comes through here, whatever computes it.
 
 An implementation that cannot serve a shape, dtype or platform raises `NotImplementedError` with the reason, and
-the door tries the next one; it says once, in the log, which one it took.
+the door tries the next one; it says once, in the log, which one it took. When none of those named serves a call, that
+is an `InputError`.
 
 `xla` is the truth. `chunked` holds the scores of some queries at a time. `triton` and `tpu` are kernels; with
 `-interpret` they run as plain JAX on any platform, slowly, to be compared.
@@ -167,7 +168,7 @@ def _dispatch(
             continue
         _say_once(op, name, tuple(reasons))
         return result
-    raise NotImplementedError(f"no implementation of {op} serves this call: {'; '.join(reasons)}")
+    raise InputError(f"No attention that was named serves {op} here; name xla last ({'; '.join(reasons)}).")
 
 
 def _on_each_device(

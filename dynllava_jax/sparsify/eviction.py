@@ -38,46 +38,48 @@ class Eviction(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class SlidingWindow:
+class _Budgeted:
+    """Keeps at most `rate` times the answer's tokens."""
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_rate(self, "rate")
+
+    def _budget(self, answer: Bool[Array, "B S"]) -> Int[Array, " B"]:
+        return jnp.maximum(1, (jnp.sum(answer, axis=-1) * self.rate).astype(jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidingWindow(_Budgeted):
     """The newest `rate`·T keys of the answer, the token's own among them (StreamingLLM, arXiv 2309.17453).
 
     Its attention sinks, the first four tokens, are part of the prompt, which stays. Positions are the original ones:
     the cache's own, which that method counts instead, only matter beyond the trained context.
     """
 
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_rate(self, "rate")
-
     def __call__(
         self, scores: Float[Array, "B G R T S"], visible: Bool[Array, "B T S"], answer: Bool[Array, "B S"]
     ) -> Bool[Array, "B G T S"]:
         age = jnp.arange(visible.shape[1])[:, None] - rank_of(answer)[:, None]
-        kept = visible & (~answer[:, None] | (age < _budget(answer, self.rate)[:, None, None]))
+        kept = visible & (~answer[:, None] | (age < self._budget(answer)[:, None, None]))
         return jnp.broadcast_to(kept[:, None], (*scores.shape[:2], *kept.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
-class HeavyHitters:
+class HeavyHitters(_Budgeted):
     """H2O (arXiv 2306.14048, algorithm 1): half of the budget for the newest keys, half for the heavy hitters.
 
     When a new key exceeds the budget, the one among the older keys goes whose attention, summed over all answer
     tokens so far, is the least. Each key/value head sums and decides for itself.
     """
 
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_rate(self, "rate")
-
     def __call__(
         self, scores: Float[Array, "B G R T S"], visible: Bool[Array, "B T S"], answer: Bool[Array, "B S"]
     ) -> Bool[Array, "B G T S"]:
         batch, groups, _, count, length = scores.shape
-        rank, budget = rank_of(answer), _budget(answer, self.rate)
+        rank, budget = rank_of(answer), self._budget(answer)
         newest = budget // 2
 
         def step(
@@ -98,7 +100,3 @@ class HeavyHitters:
 
         start = jnp.broadcast_to(~answer[:, None], (batch, groups, length)), jnp.zeros((batch, groups, length))
         return jnp.moveaxis(jax.lax.scan(step, start, jnp.arange(count))[1], 0, 2)
-
-
-def _budget(answer: Bool[Array, "B S"], rate: float) -> Int[Array, " B"]:
-    return jnp.maximum(1, (jnp.sum(answer, axis=-1) * rate).astype(jnp.int32))

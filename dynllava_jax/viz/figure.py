@@ -33,7 +33,9 @@ def save(figure: "Figure", file: Path) -> None:
     """
     import matplotlib as mpl
 
-    # Element ids and a date would make every file a new one.
+    # Laid out once: each drawing would move the axes a little further. Ids and a date would make every file a new one.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     metadata = {"Date": None} if file.suffix == ".svg" else None
     try:
         with mpl.rc_context({"svg.hashsalt": "dynllava_jax", "svg.fonttype": "none"}):

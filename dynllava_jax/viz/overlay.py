@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from dynllava_jax.inference.explain import Explanation, Piece, SeenImage
@@ -44,7 +44,7 @@ def draw_kept(explanation: Explanation, question: str) -> Image.Image:
 def draw_patches(pixels: UInt8[np.ndarray, "Y X 3"], kept: Bool[np.ndarray, "G G"]) -> UInt8[np.ndarray, "Y X 3"]:
     """The picture with what was dropped pale and grey."""
     grey = 255 - _PALE * (255 - pixels.mean(axis=-1, keepdims=True))
-    return np.where(_spread(kept, pixels)[..., None], pixels, np.rint(grey)).astype(np.uint8)
+    return np.where(spread(kept, *pixels.shape[:2])[..., None], pixels, np.rint(grey)).astype(np.uint8)
 
 
 def draw_scores(pixels: UInt8[np.ndarray, "Y X 3"], scores: Float[np.ndarray, "G G"]) -> UInt8[np.ndarray, "Y X 3"]:
@@ -56,8 +56,14 @@ def draw_scores(pixels: UInt8[np.ndarray, "Y X 3"], scores: Float[np.ndarray, "G
     stops = np.linspace(0, 1, len(_HEAT))
     heat = np.stack([np.interp(np.where(known, ranks, 0), stops, channel) for channel in _HEAT.T], axis=-1)
     heat[~known] = 255
-    spread = heat[_cells(scores, pixels)]
-    return np.rint(0.75 * spread + 0.25 * pixels.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    over = spread(heat, *pixels.shape[:2])
+    return np.rint(0.75 * over + 0.25 * pixels.mean(axis=-1, keepdims=True)).astype(np.uint8)
+
+
+def spread(grid: Shaped[np.ndarray, "G G *C"], height: int, width: int) -> Shaped[np.ndarray, "Y X *C"]:
+    """For every pixel what the grid's cell under it holds."""
+    y, x = (np.arange(size) * cells // size for size, cells in zip((height, width), grid.shape[:2], strict=True))
+    return grid[np.ix_(y, x)]
 
 
 def _image_row(image: SeenImage) -> Image.Image:
@@ -116,16 +122,6 @@ def _words(pieces: Sequence[Piece]) -> Iterator[_Word]:
             before += text
     if parts:
         yield _Word(before, parts)
-
-
-def _spread(grid: Bool[np.ndarray, "G G"], pixels: UInt8[np.ndarray, "Y X 3"]) -> Bool[np.ndarray, "Y X"]:
-    return grid[_cells(grid, pixels)]
-
-
-def _cells(grid: np.ndarray, pixels: UInt8[np.ndarray, "Y X 3"]) -> tuple[np.ndarray, ...]:
-    """The grid's cell under every pixel."""
-    y, x = (np.arange(size) * cells // size for size, cells in zip(pixels.shape[:2], grid.shape, strict=True))
-    return np.ix_(y, x)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,11 +11,9 @@ from dynllava_jax.checkpoint.load import load_parameters
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import demo
 from dynllava_jax.demo import tower
-from dynllava_jax.demo.catalogue import OBJECTS
 from dynllava_jax.demo.initial import write_initial
-from dynllava_jax.demo.render import render
-from dynllava_jax.demo.scenes import draw
-from dynllava_jax.demo.tower import HEADS, Batch, TowerTraining, batch, tower_of, train
+from dynllava_jax.demo.patches import Batch
+from dynllava_jax.demo.tower import TowerTraining, learned, train
 
 TRAINING = TowerTraining(steps=3, whole_steps=1, batch_size=4, save_every=1)
 
@@ -28,27 +27,6 @@ def config() -> ModelConfig:
     )
 
 
-def test_a_batch_shows_the_pictures_that_its_labels_describe(config: ModelConfig) -> None:
-    cut, whole = batch(5, config, TRAINING, False), batch(5, config, TRAINING, True)
-    assert cut.pixels.shape == (4, 112, 112, 3)
-    assert whole.pixels.shape == (1, 336, 336, 3)
-    assert {name: value.shape for name, value in whole.labels.items()} == dict.fromkeys(HEADS, (1, 144))
-    again = batch(5, config, TRAINING, False)
-    assert np.array_equal(cut.pixels, again.pixels)
-    # Whole pictures: the corner is the first one, and the first accepted scene of the step's generator is seen.
-    rng = np.random.default_rng((TRAINING.seed, 5))
-    rng.integers(0, 1, 2)
-    while len((scene := draw(rng, "train")).placements) < 3:
-        pass
-    prep = config.image_prep
-    pixels = whole.pixels[0] * np.array(prep.std, np.float32) + np.array(prep.mean, np.float32)
-    assert np.allclose(pixels * 255, np.asarray(render(scene)[0]), atol=0.01)
-    labels = {name: value[0] for name, value in whole.labels.items()}
-    assert set(labels["thing"]) - {0} <= {1 + OBJECTS.index(one.thing) for one in scene.placements}
-    assert ((labels["thing"] > 0) == (labels["size"] >= 0)).all()
-    assert ((labels["thing"] == 0) == (labels["background"] >= 0)).all()
-
-
 class StoppedError(Exception): ...
 
 
@@ -57,22 +35,39 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
 ) -> None:
     def nothing(step: int, metrics: dict[str, float]) -> None: ...
 
-    def stop_at_two(step: int, *rest: object) -> Batch:
+    drawn = tower._batch
+
+    def stop_at_two(config: ModelConfig, training: TowerTraining, step: int) -> Batch:
         if step == 2:
             raise StoppedError
-        return batch(step, *rest)  # pyright: ignore[reportArgumentType]
+        return drawn(config, training, step)
 
-    training = dataclasses.replace(TRAINING, whole_steps=0)
-    undisturbed = train(config, training, tmp_path / "undisturbed", nothing)
+    undisturbed = train(config, TRAINING, tmp_path / "undisturbed", nothing)
     with monkeypatch.context() as patched:
-        patched.setattr(tower, "batch", stop_at_two)
+        patched.setattr(tower, "_batch", stop_at_two)
         with pytest.raises(StoppedError):
-            train(config, training, tmp_path / "stopped", nothing)
-    resumed = train(config, training, tmp_path / "stopped", nothing)
+            train(config, TRAINING, tmp_path / "stopped", nothing)
+    resumed = train(config, TRAINING, tmp_path / "stopped", nothing)
     assert resumed.step == undisturbed.step == 3
-    weights = tower_of(resumed)
-    for path, value in tower_of(undisturbed).items():
-        assert np.array_equal(value, weights[path])
-    write_initial(tmp_path / "model", config, weights)
-    values = load_parameters(tmp_path / "model", config)
-    assert {path: value for path, value in weights.items() if not np.array_equal(values[path], value)} == {}
+    values = learned(config, TRAINING, resumed)
+    for path, value in learned(config, TRAINING, undisturbed).items():
+        assert np.array_equal(value, values[path])
+    assert {path.split("/")[0] for path in values} == {"vision", "projector", "decoder"}
+    write_initial(tmp_path / "model", config, values)
+    loaded = load_parameters(tmp_path / "model", config)
+    assert {path: value for path, value in values.items() if not np.array_equal(loaded[path], value)} == {}
+    attends_to_its_like(config, loaded)
+
+
+def attends_to_its_like(config: ModelConfig, values: dict[str, jax.Array]) -> None:
+    """A key's own vector fits each query head of its group best, and values come out as they went in."""
+    decoder = config.decoder
+    x = np.random.default_rng(0).normal(size=(20, decoder.hidden_size))
+    heads = (len(x), -1, decoder.head_dim)
+    layer = {name: np.asarray(values[f"decoder/deep/attention/{name}/kernel"][0]) for name in ("query", "key", "value")}
+    query, key, value = ((x @ layer[name]).reshape(heads) for name in layer)
+    group = decoder.num_heads // decoder.num_kv_heads
+    scores = np.einsum("shd,thd->hst", query, key.repeat(group, axis=1))
+    assert (np.argmax(scores, -1) == np.arange(20)).mean() > 0.95
+    out = value.repeat(group, axis=1).reshape(len(x), -1) @ np.asarray(values["decoder/deep/attention/out/kernel"][0])
+    assert (np.argmax(out @ x.T, -1) == np.arange(20)).mean() > 0.95

@@ -33,7 +33,7 @@ def test_the_next_one_is_tried_and_the_log_says_why_once(
     assert [record.getMessage() for record in caplog.records] == [
         "attention runs as xla (not fancy: head dimension 8 is not a multiple of 64)"
     ]
-    with pytest.raises(NotImplementedError, match="multiple of 64"):
+    with pytest.raises(InputError, match="multiple of 64"):
         api.attention(X, X, X, implementation="fancy")
 
 

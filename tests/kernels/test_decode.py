@@ -113,7 +113,8 @@ def test_float32_is_as_exact_as_xla_and_reads_nothing_else(kernel: str, case: Ca
         peak=data.draw(st.sampled_from((1.0, 16.0))),
     )
     wanted, score = truth(*args)
-    # A score is itself off by as many times float32's precision as it is large, the weights and their sum with it.
+    # A score is itself off by as many times float32's precision as it is large, the weights and their sum with it: at
+    # scores of 51 XLA's own product was 8.3e-6 off.
     allowed = max(TOLERANCE, 2 * score * 2.0**-23)
     np.testing.assert_allclose(
         attend(kernel)(*args), wanted, rtol=0, atol=allowed * max(1.0, float(np.abs(wanted).max()))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax.ad_checkpoint import print_saved_residuals
 from jax.experimental.pallas import tpu as pltpu
 
+from dynllava_jax.errors import InputError
 from dynllava_jax.kernels import api, chunked, policy_join, policy_tpu, tuning, xla
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.sharding.mesh import make_mesh
@@ -178,11 +179,11 @@ def test_bfloat16_is_off_by_its_own_rounding(name: str, shape: Shape) -> None:
 def test_what_a_kernel_does_not_serve_it_says(name: str) -> None:
     given = inputs(SHAPES[2], (40, 40))
     args = given[:5]
-    with pytest.raises(NotImplementedError, match="it serves causal attention only"):
+    with pytest.raises(InputError, match="it serves causal attention only"):
         api.policy_attention(*args, causal=False, implementation=name)
-    with pytest.raises(NotImplementedError, match="it serves float32 and bfloat16, not float16"):
+    with pytest.raises(InputError, match="it serves float32 and bfloat16, not float16"):
         api.attention(*(x.astype(jnp.float16) for x in args[:3]), implementation=name)
-    with pytest.raises(NotImplementedError, match="head dimension 192 is above 128"):
+    with pytest.raises(InputError, match="head dimension 192 is above 128"):
         api.attention(*(jnp.concatenate([x, x], axis=3) for x in args[:3]), implementation=name)
 
 

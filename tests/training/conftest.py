@@ -1,5 +1,7 @@
-"""A model checkpoint with a tokenizer, for the tests that need one."""
+"""A model checkpoint with a tokenizer, data, and one trainer for many runs, for the tests that need them."""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     store.write(folder, tiny(), leaves, extras=store.Extras(files=files))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all runs of a file, since the trainer belongs to a config."""
+    from tests.training.runs import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def one_program() -> Iterator[None]:
+    """The runs of a file are of one shape: one trainer, whose programs are traced once."""
+    from dynllava_jax.training import loop
+    from dynllava_jax.training.step import Trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Trainer", functools.cache(Trainer))
+        yield

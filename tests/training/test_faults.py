@@ -3,7 +3,6 @@
 `docs/faults.md` lists them; the lost host is in `test_processes.py`, damaged checkpoints in `test_checkpoint.py`.
 """
 
-import functools
 import json
 import os
 import resource
@@ -21,25 +20,11 @@ from dynllava_jax.errors import CheckError, InputError
 from dynllava_jax.training import loop
 from dynllava_jax.training.record import Recorder
 from dynllava_jax.training.step import Trainer
-from tests.training.runs import records, run, saved, write_data
+from tests.training.runs import records, run, saved
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 
 RUN = ("--config.steps=6", "--config.checkpoint.every=2", "--config.log.health_every=0", "--config.data.prefetch=1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_program() -> Any:
-    """As in `test_loop`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Trainer", functools.cache(Trainer))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all, since the trainer belongs to a config."""
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

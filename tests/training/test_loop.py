@@ -1,35 +1,19 @@
 """Whole runs of the command: begun, stopped, gone on with, refused, and ended by a bad loss."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dynllava_jax.training import loop
-from dynllava_jax.training.step import Trainer
 from dynllava_jax.training.stop import StopSignal
 from dynllava_jax.training.watch import LossWatch
 from tests.training.runs import records, run, saved, write_data
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 
 RUN = ("--config.steps=6", "--config.eval.every=3", "--config.eval.samples=4", "--config.log.health_every=2")
 CLOCK = ("seconds", "tokens_per_second")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_program() -> Any:
-    """All runs here are of one shape: one trainer, whose programs are traced once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Trainer", functools.cache(Trainer))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -108,10 +108,10 @@ def test_two_processes_then_four_then_one(
     assert here(tmp_path / "alone", "alone") == 0
 
     # Two processes with two devices each, of which one dies before its sixth step.
-    mesh = "--config.mesh=data=2,fsdp=2"
+    mesh = ("--config.mesh=data=2,fsdp=2", "--deterministic")
     silence, devices = {0: "10", 1: "10"}, {0: "2", 1: "2"}
     two = start(
-        [command(data, workdir, *more, mesh)] * 2,
+        [command(data, workdir, *more, *mesh)] * 2,
         **{"IDS": ids("two", 2), "SIGNAL": {1: "5:KILL"}, SILENCE: silence, "JAX_NUM_CPU_DEVICES": devices},
     )
     two[1].wait(300)
@@ -129,7 +129,7 @@ def test_two_processes_then_four_then_one(
 
     # Four with one device each go on, and one of them is told to stop before the seventh step.
     four = start(
-        [command(data, workdir, *more, mesh)] * 4,
+        [command(data, workdir, *more, *mesh)] * 4,
         IDS=ids("four", 4),
         SIGNAL={2: "6:USR1"},
     )
