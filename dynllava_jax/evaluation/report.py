@@ -1,5 +1,6 @@
 """The comparison as a page of Markdown, the paper's figures beside ours."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def _costs(evidence: Evidence) -> str:
         seen.add(row.setting.name)
         values = row.values
         flops = [
-            f"{ours / 1e9:.2f} ({ours / dense - 1:+.0%})"
+            f"{ours / 1e9:.3g} ({ours / dense - 1:+.0%})"
             for part in ("image_tokens", "prompt")
             for ours, dense in (values["flops"][name][part] for name in ("exact", "eq13", "fastv"))
         ]
@@ -182,14 +183,14 @@ def _ablations(rows: Sequence[Result]) -> str:
 
 def _uses(evidence: Evidence) -> str:
     """What the figures above say to somebody who has to choose."""
-    of = {row.setting.name: row.values for _, row in every_row(evidence)}
+    of = {(table, row.setting.name): row.values for table, row in every_row(evidence)}
 
     def ratio(name: str) -> str:
-        found = of.get(name, {}).get("over_control")
-        return "not run" if found is None else f"{_interval(found)} of the control's answers"
+        found = of.get(("vision", name), {}).get("over_control")
+        return "not run" if found is None else f"{_interval(found)} of the control's right answers"
 
     def text(name: str) -> str:
-        found = of.get(name, {}).get("perplexity")
+        found = of.get(("language", name), {}).get("perplexity")
         return "not run" if found is None else f"perplexity {_interval(found, 2)}"
 
     lines = (
@@ -224,7 +225,7 @@ def _status(row: Result) -> str:
 
 
 def _interval(found: Interval | None, digits: int = 3) -> str:
-    if found is None:
+    if found is None or math.isnan(found.value):  # a ratio to a control that is never right
         return _NONE
     value, low, high = (f"{number:.{digits}f}" for number in found)
     return f"{value} [{low}, {high}]"

@@ -90,12 +90,13 @@ def test_what_is_told_is_what_was_measured() -> None:
         "seconds": {"prefill": 0.5, "token": 0.9, "device": "cpu"},
     }
     row = next(row for row in settings.VISION if row.name == "I, r = 20 %")
-    text = page(Evidence(Sizes(), [Result(row, values)], [], []), "command", [])
+    same = next(row for row in settings.LANGUAGE if row.name == "I, r = 20 %")
+    text = page(Evidence(Sizes(), [Result(row, values)], [Result(same, missing="no model")], []), "command", [])
     assert "| I, r = 20 % | 0.750 [0.700, 0.800] | 0.250 [0.200, 0.300] | 0.980 [0.960, 1.000] | 75.0% |" in text
     assert "| I, r = 20 %, blind | 0.100 |" in text
-    assert "2.00 (-75%)" in text
+    assert "| 2 (-75%) |" in text
     assert "| 1.00 / 1.00 | 1.00 / 4.00 | 0.50 | 0.90 |" in text
-    assert "0.980 [0.960, 1.000] of the control's answers" in text
+    assert "0.980 [0.960, 1.000] of the control's right answers" in text
 
 
 @pytest.mark.parametrize(
