@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynllava_jax.cli.model_options import add_model_options, load_model
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, make_folder, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
 
@@ -28,6 +28,15 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument("--questions", type=int, default=1000, metavar="N", help="how many (1000)")
     command.add_argument("--no-blind", action="store_true", help="leave the blind baseline out")
     command.add_argument("--rows", type=Path, metavar="DIR", help="keep every answer here; a stopped run goes on")
+    command.add_argument("--all", action="store_true", help="the whole comparison, as a page of tables and diagrams")
+    command.add_argument(
+        "--models", type=Path, metavar="DIR", help="with --all: checkpoints by name (base, control, …)"
+    )
+    command.add_argument("--descriptions", type=int, default=100, metavar="N", help="with --all: long answers (100)")
+    command.add_argument(
+        "--scenes", type=int, default=100, metavar="N", help="with --all: whose kept tokens count (100)"
+    )
+    command.add_argument("--out", type=Path, default=Path("evidence.md"), metavar="FILE", help="with --all: the page")
     add_json(command)
     command.set_defaults(run=run_demo)
 
@@ -36,12 +45,17 @@ def run_demo(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     import numpy as np
 
-    from dynllava_jax.evaluation.metrics import exact, share
+    from dynllava_jax.evaluation.evidence import accuracy
+    from dynllava_jax.evaluation.metrics import exact
     from dynllava_jax.evaluation.rows import answers
     from dynllava_jax.evaluation.tasks import questions
 
     if args.questions < 9:
         raise InputError(f"--questions must be at least 9, one of each kind, not {args.questions}.")
+    if args.all:
+        return _run_all(args)
+    if args.models is not None:
+        raise InputError("--models is for --all; name one model with --model.")
     assistant = load_model(args)
     results: dict[str, dict[str, Interval]] = {}
     for way in ("seen",) if args.no_blind else ("seen", "blind"):
@@ -51,13 +65,52 @@ def run_demo(args: argparse.Namespace) -> int:
             progress.start(len(asked))
             given = answers(assistant, asked, file, progress.advance, dense=args.dense)
         right = np.array([exact(text, question.answer) for text, question in zip(given, asked, strict=True)])
-        kind = np.array([question.kind for question in asked])
-        results[way] = {name: share(right[kind == name]) for name in sorted(set(kind))} | {"all": share(right)}
+        results[way] = accuracy(right, asked)
     if args.json is None:
         print("\n".join(_table(results)))
     else:
         write_json(args.json, [{"model": str(args.model), "questions": args.questions, "exact_match": results}])
     return 0
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    from dynllava_jax.evaluation.evidence import Sizes, every_row, gather
+    from dynllava_jax.evaluation.figures import write_figures
+    from dynllava_jax.evaluation.report import page
+    from dynllava_jax.evaluation.settings import ABLATIONS, LANGUAGE, VISION
+    from dynllava_jax.evaluation.subject import Place
+    from dynllava_jax.viz.figure import new_figure
+
+    _check_all(args)
+    new_figure(1.0, 1.0)  # matplotlib is missed now, not after hours
+    make_folder("--out", args.out.parent)
+    place = Place(args.models, args.rows or args.models / "rows", args.dtype, args.device)
+    with Progress("evidence", "row") as progress:
+        progress.start(len(VISION) + len(LANGUAGE) + len(ABLATIONS))
+        evidence = gather(
+            place, Sizes(args.questions, args.descriptions, args.scenes), lambda table, row: progress.advance()
+        )
+    figures = write_figures(evidence, place, args.out.parent / args.out.stem)
+    command = f"dynllava eval demo --all --questions {args.questions} --descriptions {args.descriptions}"
+    args.out.write_text(page(evidence, command, figures), encoding="utf-8")
+    ran = sum(row.missing is None for _, row in every_row(evidence))
+    print(f"{args.out}: {ran} rows, {sum(1 for _ in every_row(evidence)) - ran} not run")
+    return 0
+
+
+def _check_all(args: argparse.Namespace) -> None:
+    if args.models is None or not args.models.is_dir():
+        raise InputError(
+            f"--all needs --models, a folder of checkpoints by name (base, control, dynamic, …), not {args.models}."
+        )
+    for option in ("keep_rate", "selector", "dense", "mesh", "conv_template", "no_blind"):
+        if getattr(args, option):
+            raise InputError(
+                f"--all runs its own settings, so --{option.replace('_', '-')} would have no effect; drop it."
+            )
+    for option in ("descriptions", "scenes"):
+        if getattr(args, option) < 1:
+            raise InputError(f"--{option} must be 1 or more, not {getattr(args, option)}.")
 
 
 def _table(results: "dict[str, dict[str, Interval]]") -> list[str]:

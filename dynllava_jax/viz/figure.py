@@ -26,7 +26,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", file: Path) -> None:
-    """Writes it in the format that the name ends in, the same bytes for the same figure.
+    """Writes a new figure in the format that the name ends in: drawn from the same numbers, it has the same bytes.
 
     Raises:
         InputError: the file cannot be written.
