@@ -29,12 +29,12 @@ train() {
   shift 3
   dynllava train --config="configs/demo/$name.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
     --config.data.source="$from/train.json" --config.data.images="$from" \
-    --config.global_batch_size="${BATCH:-16}" "$@"
+    --config.global_batch_size="${BATCH:-8}" "$@"
   merge "$name" "$name"
 }
 
 mkdir -p "$work/models"
-train base "$work/tower/model" "$data" --config.steps="${BASE_STEPS:-6000}"
+train base "$work/tower/model" "$data" --config.steps="${BASE_STEPS:-3000}"
 train base_whole "$work/models/base" "$data" --config.steps="${WHOLE_STEPS:-600}"
 train dynamic "$work/models/base_whole" "$work/epoch"
 train control "$work/models/base_whole" "$work/epoch"

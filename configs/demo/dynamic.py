@@ -14,8 +14,14 @@ def get_config() -> ConfigDict:
         {
             "model": "demo",
             "data": {"max_length": 768, "lengths": (768,), "workers": 0},
-            "optimizer": {"learning_rate": 2e-4, "predictor_learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98},
-            "global_batch_size": 16,
+            "optimizer": {
+                "learning_rate": 2e-4,
+                "predictor_learning_rate": 1e-3,
+                "weight_decay": 0.01,
+                "beta2": 0.98,
+                "freeze_projector": True,
+            },
+            "global_batch_size": 8,
             "dtype": "float32",
             "remat": "none",
             "checkpoint": {"every": 50, "keep": 1},

@@ -32,14 +32,14 @@ def write_initial(dst: Path, config: ModelConfig, learned: Mapping[str, np.ndarr
     Args:
         dst: the new folder.
         config: of the whole model.
-        learned: tower, projector and word embeddings, by path in the whole model.
+        learned: tower, projector and word embeddings, by path in the whole model; empty: nothing is looked up.
         seed: decides everything else.
 
     Raises:
         InputError: `dst` is taken or cannot be written, or the decoder's attention is too small for the lookups.
     """
     known = dict(learned) | _looking_for_its_like(config, seed)
-    for layer in range(_LOOKUP_LAYERS):
+    for layer in range(_LOOKUP_LAYERS if learned else 0):
         known = _with_lookup(known, dict(learned), config, layer, seed)
     rest = [target for target in targets(config) if target.path not in known]
     values = {path: np.asarray(value) for path, value in fresh_parameters(config, rest, seed).items()} | known
