@@ -7,6 +7,7 @@ up (`lookup`).
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,13 @@ from dynllava_jax.checkpoint.leaves import item_of, targets
 from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.data.tokenizer import FILES
-from dynllava_jax.demo import embedded, words
-from dynllava_jax.demo.lookup import looking_up
+from dynllava_jax.demo import coordinates, embedded, words
+from dynllava_jax.demo.lookup import gather, look_up
 
 _SHARPNESS = 0.9
 _HANDED_ON = 0.3
 """Scales of the orthogonal maps for queries and keys, and for values: tried on the first hundreds of steps."""
-_LOOKUP_LAYERS = 2
-_ATTENTION = "decoder/deep/attention"
+_EMBEDDING = "decoder/embedding"
 
 
 def write_initial(dst: Path, config: ModelConfig, learned: Mapping[str, np.ndarray], seed: int = 0) -> None:
@@ -39,35 +39,30 @@ def write_initial(dst: Path, config: ModelConfig, learned: Mapping[str, np.ndarr
         InputError: `dst` is taken or cannot be written, or the decoder's attention is too small for the lookups.
     """
     known = dict(learned) | _looking_for_its_like(config, seed)
-    for layer in range(_LOOKUP_LAYERS if learned else 0):
-        known = _with_lookup(known, dict(learned), config, layer, seed)
+    if learned:
+        known = _with_lookups(known, config, seed)
     rest = [target for target in targets(config) if target.path not in known]
     values = {path: np.asarray(value) for path, value in fresh_parameters(config, rest, seed).items()} | known
     files = {name: (embedded.TOKENIZER / name).read_bytes() for name in FILES if (embedded.TOKENIZER / name).is_file()}
     store.write(dst, config, _leaves(config, values), extras=store.Extras(files))
 
 
-def _with_lookup(
-    known: dict[str, np.ndarray], learned: Mapping[str, np.ndarray], config: ModelConfig, layer: int, seed: int
-) -> dict[str, np.ndarray]:
-    """One layer's attention and what it rests on: every layer finds the same words and patches."""
+def _with_lookups(known: dict[str, np.ndarray], config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    """With words and patches laid out anew, and the first layers behind the selection looking up and gathering."""
     tokenizer = embedded.tokenizer()
-    last = max(path.rpartition("/")[0] for path in learned if path.startswith("projector/"))
-    places = {"embedding": "decoder/embedding", "head": "decoder/head/kernel"}
-    places |= {name: f"{last}/{name}" for name in ("kernel", "bias")}
-    attention = {name: f"{_ATTENTION}/{name}/kernel" for name in ("query", "key", "value", "out")}
-    anew, kernels = looking_up(
-        config.decoder,
-        {name: learned[path] for name, path in places.items() if path in learned},
-        {name: known[path][layer] for name, path in attention.items()},
-        words.groups(tokenizer, config.decoder.vocab_size),
-        tokenizer.bos_id,
-        seed,
-    )
-    changed = {path: known[path].copy() for path in attention.values()}
-    for name, path in attention.items():
-        changed[path][layer] = kernels[name]
-    return known | changed | {path: anew[name] for name, path in places.items()}
+    groups = words.groups(tokenizer, config.decoder.vocab_size)
+    laid_out = coordinates.lay_out(known[_EMBEDDING], groups, seed)
+    last = max(path.rpartition("/")[0] for path in known if path.startswith("projector/"))
+    found = {f"{last}/{name}": known[f"{last}/{name}"] @ laid_out.frame.patch for name in ("kernel", "bias")}
+    found[_EMBEDDING] = coordinates.embedding(laid_out, tokenizer.encode("", add_bos=True)[0])
+    found["decoder/head/kernel"] = coordinates.head(laid_out)
+    paths = {name: f"decoder/deep/attention/{name}/kernel" for name in ("query", "key", "value", "out")}
+    found |= {path: known[path].copy() for path in paths.values()}
+    for layer, change in enumerate((partial(look_up, seed=seed), gather)):
+        kernels = change(config.decoder, laid_out, {name: known[path][layer] for name, path in paths.items()})
+        for name, kernel in kernels.items():
+            found[paths[name]][layer] = kernel
+    return known | {path: value.astype(np.float32) for path, value in found.items()}
 
 
 def _looking_for_its_like(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:

@@ -1,16 +1,15 @@
-"""Attention that begins by looking up: in one layer, a name finds the patches that show what it names and fetches
-their place, colour and size; a place finds its patches and fetches their names.
+"""Two layers of attention that begin by looking things up.
 
-The tower's pretraining put each patch close to its words (`words`), so these heads can be written down. Learned from
-nothing, a decoder of this size takes far longer to find them than to learn the rest of the task.
+In the first a name finds the patches that show what it names and fetches their place, colour and size; a place finds
+its patches and fetches their names. In the second, every word gathers what those just before it have fetched, so that
+the end of a question knows what its words have found.
 
-- Words and patches lie in turned coordinates, so that a word does not find itself. What is fetched is turned once more,
-  to where the vocabulary head reads it, so that the word just read does not hide the one to be said.
-- A query that names nothing rests on the first token of the text, whose value is zero.
-- Queries and keys meet in the pairs of dimensions that RoPE hardly turns.
+The tower's pretraining put each patch close to its words (`words`), so these heads can be written down. A decoder that
+has to learn them too is still answering as if it were blind when one that has them knows colours and places
+(docs/demo.md). Everything else it learns.
 
-D decoder features, V vocabulary, N words of all groups, C codes of a head, F words it fetches,
-G key/value heads, R query heads of each, E head dimension.
+D decoder features, N words of all groups, C codes of a head, F words it fetches, G key/value heads, R query heads of
+each, E head dimension.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,22 +19,24 @@ import numpy as np
 from jaxtyping import Float
 
 from dynllava_jax.config.decoder import DecoderConfig
+from dynllava_jax.demo.coordinates import MARK, Words, unit
 from dynllava_jax.errors import InputError
 from dynllava_jax.nn.rope import inverse_frequencies
 
-SIZE = 0.5
-"""Root mean square of a word's embedding and of a patch's projection. At a usual initialisation's, 0.02, the first
-steps of training forget what was learned."""
-_HEAD_SIZE = 0.03
-_MARK = 0.5
-"""How much of a word says that it is one."""
 _FOUND, _REST = 12.0, 8.0
-"""Logits of a patch that is named, and of the first token; other patches have 0."""
+"""Logits of a patch that is named, and of the first token, on which a query rests that names nothing; any other patch
+has 0."""
 _FETCHED = 0.5
 _LONGEST, _STILL = 768, 0.5
 """A pair of dimensions that turns less than 0.5 rad over 768 positions hardly turns."""
 _RIDGE, _SILENT = 0.3, 0.25
 """Of the fitted maps: penalty, and weight of what they shall be silent to."""
+_NEAR = (0.01, 0.2)
+"""Pairs that turn so much (rad) a position fit best at distance 0, and hardly any more 20 words away."""
+_RECENT = 1.5
+_GATHERED = 3.0
+
+_TOLD = ("row", "column", "colour", "size")
 
 
 class _Lookup(NamedTuple):
@@ -53,91 +54,95 @@ class _Lookup(NamedTuple):
     patch: Float[np.ndarray, " D"]
 
 
-class _Frame(NamedTuple):
-    """Two reserved directions, the projection onto what is left beside them, and two turns of that."""
+class _Kernels:
+    """A layer's kernels, taken apart by head."""
 
-    word: Float[np.ndarray, " D"]
-    first: Float[np.ndarray, " D"]
-    rest: Float[np.ndarray, "D D"]
-    patch: Float[np.ndarray, "D D"]
-    said: Float[np.ndarray, "D D"]
+    def __init__(self, config: DecoderConfig, attention: Mapping[str, np.ndarray]):
+        width, heads, dims = config.hidden_size, config.num_kv_heads, config.head_dim
+        self.query, self.key, self.value = (
+            np.array(attention[name], np.float64).reshape(width, heads, -1, dims) for name in ("query", "key", "value")
+        )
+        self.out = np.array(attention["out"], np.float64).reshape(heads, -1, dims, width)
+
+    def clear(self, head: int) -> None:
+        for kernel in (self.query, self.key, self.value):
+            kernel[:, head] = 0
+        self.out[head] = 0
+
+    def joined(self, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name).reshape(kernel.shape).astype(np.float32) for name, kernel in like.items()}
 
 
-def looking_up(
-    config: DecoderConfig,
-    learned: Mapping[str, np.ndarray],
-    attention: Mapping[str, np.ndarray],
-    groups: Mapping[str, Float[np.ndarray, "_ V"]],
-    first_token: int,
-    seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Words, projector and one layer's attention such that the layer looks up.
+def look_up(
+    config: DecoderConfig, words: Words, attention: Mapping[str, np.ndarray], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """One layer's kernels such that three of its key/value heads look up; the others stay as they are.
 
     Args:
-        config: of the decoder. Three key/value heads look up, the others stay as they are.
-        learned: `embedding` [V, D], and `kernel` [., D] and `bias` [D] of the projector's last layer.
-        attention: the layer's kernels, `query`, `key`, `value` and `out`.
-        groups: `words.groups`.
-        first_token: id of the token that every text begins with.
-        seed: of the directions.
-
-    Returns:
-        `learned` anew with the vocabulary head as `head` [D, V], and `attention` anew.
+        config: of the decoder.
+        words: where words and patches lie.
+        attention: the layer's `query`, `key`, `value` and `out`.
+        seed: of what else the heads hand on.
 
     Raises:
         InputError: too few key/value heads, or too few dimensions that RoPE leaves alone.
     """
-    rng = np.random.default_rng(seed)
-    width, heads, dims = config.hidden_size, config.num_kv_heads, config.head_dim
-    frame = _frame(width, rng)
-    table = _unit(learned["embedding"] @ frame.rest)
-    words = {group: _unit(rows @ table) for group, rows in groups.items()}
-    nameless = table[sum(rows.sum(0) for rows in groups.values()) == 0]
-    lookups = list(_lookups(words))
+    rng, dims, frame = np.random.default_rng(seed), config.head_dim, words.frame
+    kernels, lookups = _Kernels(config, attention), list(_lookups(words.groups))
     *room, resting = _still(config, lookups)
-    query, key, value = (
-        np.array(attention[name], np.float64).reshape(width, heads, -1, dims) for name in ("query", "key", "value")
-    )
-    out = np.array(attention["out"], np.float64).reshape(heads, -1, dims, width)
     for head, lookup in enumerate(lookups):
-        spelled = np.concatenate([*words.values()])
-        ask = frame.rest @ _ridge(spelled, lookup.codes, nameless)
-        show = frame.patch.T @ _ridge(spelled, lookup.codes, table @ frame.patch.T)
-        met = (_marked(lookup.word, frame) @ ask) @ (lookup.patch @ frame.patch @ show)
+        kernels.clear(head)
+        ask = frame.rest @ _ridge(words.spelled, lookup.codes, words.nameless)
+        show = frame.patch.T @ _ridge(words.spelled, lookup.codes, words.table @ frame.patch.T)
+        met = (words.marked(lookup.word) @ ask) @ (lookup.patch @ frame.patch @ show)
         at = [*room, *(pair + dims // 2 for pair in room)][: lookup.codes.shape[1]]
-        query[:, head], key[:, head] = 0, 0
-        query[:, head, :, at] = _share(_FOUND / met, config) * ask.T[..., None]
-        key[:, head, :, at] = _share(_FOUND / met, config) * show.T[..., None]
-        query[:, head, :, resting] = (
-            _share(_REST, config) * frame.word[:, None] / (_marked(table[0], frame) @ frame.word)
-        )
-        key[:, head, :, resting] = _share(_REST, config) * frame.first[:, None]
-        basis = np.linalg.qr(np.concatenate([lookup.fetched.T, rng.normal(size=(width, dims))], axis=1))[0][:, :dims]
-        value[:, head] = _FETCHED**0.5 * (frame.patch.T @ basis)[:, None]
-        out[head] = _FETCHED**0.5 / out.shape[1] * (basis.T @ frame.said)
-    embedding = SIZE * width**0.5 * _marked(table, frame)
-    embedding[first_token] = SIZE * width**0.5 * frame.first
-    anew = {"embedding": embedding, "head": _HEAD_SIZE * width**0.5 * (table @ frame.said).T}
-    anew |= {name: learned[name] @ frame.patch for name in ("kernel", "bias")}
-    kernels = {"query": query, "key": key, "value": value, "out": out}
-    kernels = {name: kernel.reshape(attention[name].shape) for name, kernel in kernels.items()}
-    return _float32(anew), _float32(kernels)
+        kernels.query[:, head, :, at] = _share(_FOUND / met, config) * ask.T[..., None]
+        kernels.key[:, head, :, at] = _share(_FOUND / met, config) * show.T[..., None]
+        kernels.query[:, head, :, resting] = _share(_REST, config) * _reads_mark(words)
+        kernels.key[:, head, :, resting] = _share(_REST, config) * frame.first[:, None]
+        basis = np.linalg.qr(np.concatenate([lookup.fetched.T, rng.normal(size=(len(frame.rest), dims))], 1))[0]
+        kernels.value[:, head] = _FETCHED**0.5 * (frame.patch.T @ basis[:, :dims])[:, None]
+        kernels.out[head] = _FETCHED**0.5 / kernels.out.shape[1] * (basis[:, :dims].T @ frame.said)
+    return kernels.joined(attention)
+
+
+def gather(config: DecoderConfig, words: Words, attention: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One layer's kernels such that two of its key/value heads gather what the words nearby have fetched: one what is
+    told of a thing, one the things' names. Arguments as for `look_up`.
+    """
+    kernels, frame = _Kernels(config, attention), words.frame
+    turn = inverse_frequencies(config)
+    near = np.flatnonzero((turn > _NEAR[0]) & (turn < _NEAR[1]))
+    told = np.concatenate([words.groups[group] for group in _TOLD])
+    for head, fetched in enumerate((told, words.groups["name"][: len(words.groups["plural"])])):
+        kernels.clear(head)
+        for kernel in (kernels.query, kernels.key):
+            kernel[:, head, :, near] = _share(_RECENT, config) * _reads_mark(words)
+        basis = (frame.said.T @ np.linalg.qr(fetched.T)[0])[:, : config.head_dim]
+        kernels.value[:, head, :, : basis.shape[1]] = _GATHERED**0.5 * basis[:, None]
+        kernels.out[head, :, : basis.shape[1]] = _GATHERED**0.5 / kernels.out.shape[1] * basis.T
+    return kernels.joined(attention)
 
 
 def _lookups(words: Mapping[str, Float[np.ndarray, "_ D"]]) -> Iterator[_Lookup]:
     """The things by name and plural, half of them a head, and the places."""
     things = len(words["plural"])
-    told = np.concatenate([words[group] for group in ("row", "column", "colour", "size")])
+    told = np.concatenate([words[group] for group in _TOLD])
     for half in np.array_split(np.arange(things), 2):
         code = np.eye(things)[:, half]
-        patch = sum(words[group][half[0]] for group in ("name", "plural"))
-        patch = _unit(patch + sum(words[group][0] for group in ("size", "row", "column")))
-        yield _Lookup(_codes(words, name=code, plural=code), told, words["name"][half[0]], patch)
+        yield _Lookup(
+            _codes(words, name=code, plural=code), told, words["name"][half[0]], _example(words, int(half[0]))
+        )
     rows, columns = len(words["row"]), len(words["column"])
     code = np.eye(rows + columns)
-    patch = _unit(sum(words[group][0] for group in ("name", "plural", "size", "row", "column")))
     shown = np.concatenate([words["name"][:things], words["size"]])
-    yield _Lookup(_codes(words, row=code[:rows], column=code[rows:]), shown, words["row"][0], patch)
+    yield _Lookup(_codes(words, row=code[:rows], column=code[rows:]), shown, words["row"][0], _example(words, 0))
+
+
+def _example(words: Mapping[str, Float[np.ndarray, "_ D"]], thing: int) -> Float[np.ndarray, " D"]:
+    """A patch as the pretraining leaves it: between the words for it."""
+    named = words["name"][thing] + words["plural"][thing]
+    return unit(named + words["row"][0] + words["column"][0] + words["size"][0])
 
 
 def _codes(words: Mapping[str, Float[np.ndarray, "_ D"]], **own: Float[np.ndarray, "_ C"]) -> Float[np.ndarray, "N C"]:
@@ -162,15 +167,9 @@ def _still(config: DecoderConfig, lookups: Sequence[_Lookup]) -> list[int]:
     return pairs
 
 
-def _frame(width: int, rng: np.random.Generator) -> _Frame:
-    word, first = np.linalg.qr(rng.normal(size=(width, 2)))[0].T
-    rest = np.eye(width) - np.outer(word, word) - np.outer(first, first)
-    patch, said = (np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(2))
-    return _Frame(word, first, rest, rest @ patch @ rest, said)
-
-
-def _marked(words: Float[np.ndarray, "*B D"], frame: _Frame) -> Float[np.ndarray, "*B D"]:
-    return _unit(words + _MARK * frame.word)
+def _reads_mark(words: Words) -> Float[np.ndarray, "D 1"]:
+    """1 for every word, 0 for patches and the first token."""
+    return words.frame.word[:, None] * (1 + MARK**2) ** 0.5 / MARK
 
 
 def _share(logit: float, config: DecoderConfig) -> float:
@@ -184,11 +183,3 @@ def _ridge(
     """The linear map from what is seen to what is wanted, and to zero from what shall be silent."""
     gram = seen.T @ seen + _SILENT * silent.T @ silent + _RIDGE * np.eye(seen.shape[1])
     return np.linalg.solve(gram, seen.T @ wanted)
-
-
-def _unit(x: Float[np.ndarray, "*B D"]) -> Float[np.ndarray, "*B D"]:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _float32(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value.astype(np.float32) for name, value in values.items()}

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.checkpoint.leaves import targets
 from dynllava_jax.checkpoint.load import fresh_parameters
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.demo import embedded, lookup, patches, words
+from dynllava_jax.demo import coordinates, embedded, patches, words
 from dynllava_jax.demo.patches import PARTS, Batch
 from dynllava_jax.demo.render import SIDE
 from dynllava_jax.model.projector import make_projector
@@ -88,7 +88,7 @@ def learned(config: ModelConfig, training: TowerTraining, state: TowerState) -> 
     params = state.params
     shown = patches.batch(config, training.seed, 0, 1, whole=True)
     projected = _project(config)(params["projector"], _see(config)(params["tower"], shown))
-    factor, embedding = words.at_scale(projected, params["words"], lookup.SIZE)
+    factor, embedding = words.at_scale(projected, params["words"], coordinates.SIZE)
     last = max(path.rpartition("/")[0] for path in params["projector"])
     projector = {
         path: value * factor if path.startswith(last) else value for path, value in params["projector"].items()
