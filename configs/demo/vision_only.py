@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
             "sparsity": {"output_selector": None},
             "data": {"max_length": 768, "lengths": (768,), "workers": 0},
             "optimizer": {
-                "learning_rate": 2e-4,
+                "learning_rate": 5e-4,
                 "predictor_learning_rate": 1e-3,
                 "weight_decay": 0.01,
                 "beta2": 0.98,

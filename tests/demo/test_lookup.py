@@ -33,8 +33,8 @@ class Made(NamedTuple):
 def make(config: DecoderConfig = CONFIG) -> Made:
     rng = np.random.default_rng(0)
     heads = {"query": config.num_heads, "key": config.num_kv_heads, "value": config.num_kv_heads}
-    attention = {name: rng.normal(size=(WIDTH, count * config.head_dim)) for name, count in heads.items()}
-    attention["out"] = rng.normal(size=(config.num_heads * config.head_dim, WIDTH))
+    attention = {name: 0.02 * rng.normal(size=(WIDTH, count * config.head_dim)) for name, count in heads.items()}
+    attention["out"] = 0.02 * rng.normal(size=(config.num_heads * config.head_dim, WIDTH))
     laid_out = coordinates.lay_out(rng.normal(size=(CONFIG.vocab_size, WIDTH)), GROUPS, seed=0)
     return Made(laid_out, attention, look_up(config, laid_out, attention), gather(config, laid_out, attention))
 
@@ -133,7 +133,6 @@ def test_what_was_fetched_nearby_is_gathered(made: Made) -> None:
     _, nothing = attend(made.gather, np.repeat(text[None], 160, axis=0), turned=True)
     bottom, top = logits(made, nothing, "bottom", "top")
     near, far = (gain(distance) - (bottom - top) for distance in (5, 100))
-    print(near, far)
     assert near > 5 * abs(far)
 
 
