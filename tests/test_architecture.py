@@ -17,7 +17,7 @@ MAY_USE = {
     "data": {"config"},
     "sharding": {"config", "nn"},
     "checkpoint": {"config", "nn", "model"},
-    "demo": {"config", "data", "checkpoint", "model"},
+    "demo": {"config", "data", "nn", "checkpoint", "model"},
     "inference": {"config", "nn", "kernels", "sparsify", "model", "data", "sharding", "checkpoint", "demo"},
     "convert": {"config", "data", "checkpoint", "model"},
     "verify": {
