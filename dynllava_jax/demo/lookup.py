@@ -94,7 +94,7 @@ def look_up(
         kernels.clear(head)
         ask = frame.rest @ _ridge(words.spelled, lookup.codes, words.nameless)
         show = frame.patch.T @ _ridge(words.spelled, lookup.codes, words.table @ frame.patch.T)
-        met = (words.marked(lookup.word) @ ask) @ (lookup.patch @ frame.patch @ show)
+        met = float((words.marked(lookup.word) @ ask) @ (lookup.patch @ frame.patch @ show))
         at = [*room, *(pair + dims // 2 for pair in room)][: lookup.codes.shape[1]]
         kernels.query[:, head, :, at] = _share(_FOUND / met, config) * ask.T[..., None]
         kernels.key[:, head, :, at] = _share(_FOUND / met, config) * show.T[..., None]

@@ -1,13 +1,16 @@
 """The demo's files belong together: tokenizer, preset, shipped scenes."""
 
+import pytest
 from PIL import Image
 
+import dynllava_jax as dl
 from dynllava_jax.config.presets import demo
 from dynllava_jax.data.prompt import round_ids
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.demo import embedded
 from dynllava_jax.demo.dataset import Mixture, sample
 from dynllava_jax.demo.pictures import SAMPLES
+from dynllava_jax.inference.request import Answer, Request
 
 
 def test_tokenizer_and_preset_agree() -> None:
@@ -28,6 +31,15 @@ def test_texts_are_short_in_tokens_and_come_back() -> None:
             assert len(ids) < 1.4 * len(turn.answer.split()) + 2
     one_turn = template.render(sample(1, "test", Mixture(1, 0.0)).turns)
     assert len(tokenizer.encode(one_turn, add_bos=True)) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not embedded.trained(), reason="the embedded model has random weights")
+def test_the_embedded_model_answers_the_shipped_questions() -> None:
+    scenes = [picture for picture in SAMPLES if picture.answer]
+    assistant = dl.load("demo")
+    answers = assistant.generate_batch([Request(one.question, [one.path], 8) for one in scenes])
+    assert [answer.text for answer in answers if isinstance(answer, Answer)] == [one.answer for one in scenes]
 
 
 def test_shipped_scenes_are_scenes() -> None:
