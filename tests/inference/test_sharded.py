@@ -11,6 +11,7 @@ import pytest
 import dynllava_jax as dl
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.spans import expand
+from dynllava_jax.demo.pictures import sample
 from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.inference.decode import NEVER_FED
 from dynllava_jax.inference.engine import Engine
@@ -19,7 +20,7 @@ from dynllava_jax.inference.sampling import GREEDY, Temperature
 from dynllava_jax.kernels import api
 from dynllava_jax.sharding import specs
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.testing import synthetic_image, tiny_config, tiny_model
+from dynllava_jax.testing import tiny_config, tiny_model
 
 CONFIG = tiny_config()
 BUCKETS = Buckets(rows=(8,), images=(2,), length=(64,), answer=(16,), instruction=(32,), segment=16)
@@ -170,12 +171,12 @@ def gathered(text: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.slow
 def test_load_takes_a_mesh() -> None:
-    picture = synthetic_image()
+    scene = sample("sunset")
     buckets = Buckets(rows=(1,), images=(1,), length=(768,), answer=(16,), segment=16)
     answers = []
     for mesh in (None, "data=1,tensor=2"):
         assistant = dl.load("demo", mesh=mesh, buckets=buckets)
-        answers.append(assistant.generate(picture, "What is this?", max_new_tokens=5))
+        answers.append(assistant.generate(scene.path, scene.question, max_new_tokens=5))
     assert answers[0].token_ids == answers[1].token_ids
     assert answers[0].kept_image_tokens == answers[1].kept_image_tokens
     assert answers[0].kept_output_tokens == answers[1].kept_output_tokens
