@@ -1,6 +1,6 @@
 """The demo's dense base: the decoder learns on a pretrained tower and projector, both frozen.
 
-At a decoder's rate the projector would forget what the pretraining gave it (docs/demo.md, "State").
+At a decoder's rate the projector would forget what the pretraining gave it (docs/demo.md).
 
 The decoder sees 115 of the 576 image tokens, another random set in every sample: a step costs a third, and what was
 learned holds for all of them. `base_whole.py` then shows it all. Give `--config.init.checkpoint` (what `dynllava demo

@@ -9,7 +9,7 @@ has to learn them too is still answering as if it were blind when one that has t
 (docs/demo.md). Everything else it learns.
 
 D decoder features, N words of all groups, C codes of a head, F words it fetches, G key/value heads, R query heads of
-each, E head dimension.
+each, E head dimension, M rows that a map shall be silent to.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
