@@ -134,10 +134,8 @@ def _preparation(args: argparse.Namespace) -> Any:
     from dynllava_jax.data.tokenizer import Tokenizer
     from dynllava_jax.demo import embedded
 
-    if args.model == "demo":
-        config, tokenizer = embedded.config(), embedded.tokenizer()
-    else:
-        config, tokenizer = store.read_config(Path(args.model)), Tokenizer.load(Path(args.model) / store.FILES)
+    model = embedded.CHECKPOINT if args.model == "demo" else Path(args.model)
+    config, tokenizer = store.read_config(model), Tokenizer.load(model / store.FILES)
     return Preparation(
         tokenizer=tokenizer,
         template=get_template(args.conv_template or config.text_prep.template),

@@ -1,7 +1,6 @@
 """Options that choose and place a model, and those that shape an answer; shared by `generate` and `chat`."""
 
 import argparse
-import sys
 from typing import Any
 
 from dynllava_jax.errors import InputError
@@ -36,7 +35,7 @@ def load_model(args: argparse.Namespace) -> Any:
     for option in ("keep_rate", "selector"):
         if args.dense and getattr(args, option) is not None:
             raise InputError(f"--dense drops nothing, so --{option.replace('_', '-')} would have no effect; drop one.")
-    assistant = load(
+    return load(
         args.model,
         mesh=args.mesh,
         device=args.device,
@@ -46,9 +45,6 @@ def load_model(args: argparse.Namespace) -> Any:
         template=args.conv_template,
         selector=args.selector,
     )
-    if assistant.random_weights:
-        print("dynllava: the demo model has random weights: its answers mean nothing yet.", file=sys.stderr)
-    return assistant
 
 
 def sampler(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

@@ -35,7 +35,6 @@ class Assistant:
     wait for one another.
 
     Attributes:
-        random_weights: its answers mean nothing.
         scenes_only: it was trained on the demo's scenes and knows nothing else.
     """
 
@@ -48,11 +47,9 @@ class Assistant:
         mesh: Mesh | None = None,
         dtype: str = "float32",
         attention: api.Implementation = None,
-        random_weights: bool = False,
         scenes_only: bool = False,
     ):
         self.tokenizer = tokenizer
-        self.random_weights = random_weights
         self.scenes_only = scenes_only
         self.engine = Engine(
             model,

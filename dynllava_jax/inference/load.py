@@ -79,23 +79,17 @@ def load(
     devices = _devices(device)
     grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
     embedded_one = str(model) == "demo"
-    random_weights = embedded_one and not embedded.trained()
     path = as_path(embedded.CHECKPOINT if embedded_one else model)
-    source = None if random_weights else open_source(_existing(path))
-    config = embedded.config() if source is None else without_untrained(source)
+    source = open_source(_existing(path))
+    config = without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})
-    dtype = dtype or ("float32" if source is None else _native(source.dtype, devices))
+    dtype = dtype or _native(source.dtype, devices)
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
     check_fits(str(model), parameter_bytes(config, dtype), used)
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
-    if source is None:
-        weights = jax.tree.map(lambda x: x.astype(dtype), embedded.model(config))
-        weights = jax.device_put(weights, where(weights))
-        tokenizer = embedded.tokenizer()
-    else:
-        weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
-        tokenizer = Tokenizer.load(source.files)
+    weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
+    tokenizer = Tokenizer.load(source.files)
     assistant = Assistant(
         weights,
         tokenizer,
@@ -103,8 +97,7 @@ def load(
         mesh=grid,
         dtype=dtype,
         attention=attention,
-        random_weights=random_weights,
-        scenes_only=embedded_one and not random_weights,
+        scenes_only=embedded_one,
     )
     _log.info("%s: at most %d programs for any stream of requests", model, assistant.programs)
     return assistant

@@ -67,4 +67,4 @@ def tiny_assistant(config: ModelConfig | None = None, seed: int = 0, buckets: Bu
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), vocab_size=config.decoder.vocab_size)
         tokenizer = Tokenizer.load(folder)
-    return Assistant(tiny_model(config, seed), tokenizer, buckets=buckets or tiny_buckets(), random_weights=True)
+    return Assistant(tiny_model(config, seed), tokenizer, buckets=buckets or tiny_buckets())

@@ -145,7 +145,7 @@ def test_threads_get_the_answers_they_get_alone(assistant: Assistant) -> None:
 
 def test_the_demo_model_and_the_options_of_load() -> None:
     model = dl.load("demo", keep_rate=0.5, output_keep=False, template="llava_v1", selector="stride")
-    assert not model.random_weights
+    assert model.scenes_only
     assert model.config.kept_image_tokens == 288
     assert model.config.sparsity.output_selector is None
     assert model.config.sparsity.image_selector == "stride"
