@@ -105,6 +105,9 @@ class LossConfig:
         normalise: "global": mean over the supervised tokens of the global batch; "per_device": the official mean of
             means, over the samples that one device sees in one micro-batch.
         chunk: positions whose vocabulary logits exist at the same time, per sample.
+        zero_dropped: dropped image tokens stay visible with their features set to zero, instead of the masked
+            softmax: what the paper's table 7 compares it with. Answers are sparsified by the masked softmax still,
+            since a dropped token goes on to predict the next one.
     """
 
     mask_weight: float = 100.0
@@ -113,6 +116,7 @@ class LossConfig:
     eps: float = 1e-6
     normalise: Literal["global", "per_device"] = "global"
     chunk: int = 256
+    zero_dropped: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -42,10 +42,10 @@ def _images(selector: str, place: str = "image", rate: float = 0.2) -> tuple[tup
 
 
 def _vision_rate(percent: int) -> Setting:
-    models, name = (f"vision_only_r{percent}", *_VISION), f"I, r = {percent} %"
+    models = _VISION if percent == 20 else (f"vision_only_r{percent}", *_VISION)
     paper = {20: "Dynamic-LLaVA I", 50: "Dynamic-LLaVA I|T, r = 50 %", 80: "Dynamic-LLaVA I|T, r = 80 %"}.get(percent)
     fields = (("image_keep_rate", percent / 100),)
-    return Setting(name, models, fields, blind=percent == 20, paper=paper)
+    return Setting(f"I, r = {percent} %", models, fields, blind=percent == 20, paper=paper)
 
 
 VISION = (

@@ -93,7 +93,11 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
     shallow = run_stack(model.decoder.shallow, hidden, by, everything, watch=watch, remat=plan.remat)
     with jax.named_scope("selection"):
         decisions = decide(model, batch, shallow, keys, rule, plan.loss)
-    policy = decisions.policy
+    policy, selected = decisions.policy, shallow.hidden
+    if policy is not None and plan.loss.zero_dropped and isinstance(rule, GumbelRule):
+        image = batch.kind == Kind.IMAGE
+        selected = selected * jnp.where(image, policy, 1.0)[:, :, None].astype(selected.dtype)
+        policy = jnp.where(image, 1.0, policy)
     evicted = None
     if plan.eviction is not None:
         assert not isinstance(rule, GumbelRule), "an eviction has no gradient"
@@ -115,7 +119,7 @@ def forward(model: DynamicLlava, batch: Batch, keys: Key[Array, " B"], rule: Rul
 
     probed = plan.probe.denominator and policy is not None and isinstance(rule, GumbelRule)
     watch = denominators if probed else None if evicted is None else evicted.held
-    deep = run_stack(model.decoder.deep, shallow.hidden, by, under_policy, watch=watch, remat=plan.remat)
+    deep = run_stack(model.decoder.deep, selected, by, under_policy, watch=watch, remat=plan.remat)
     lowest = jnp.min(deep.watched) if probed and deep.watched is not None else None
     held = jnp.mean(deep.watched, axis=0) if evicted is not None and deep.watched is not None else None
     return ForwardOutput(deep.hidden, decisions, shallow.hidden, lowest, held)

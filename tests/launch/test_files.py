@@ -12,7 +12,7 @@ from tests.launch.conftest import ROOT, Desk
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-OF_RUNS = [name for file in SCRIPTS if (name := file.name) != "demo_recipe.sh"]
+OF_RUNS = [name for file in SCRIPTS if not (name := file.name).startswith("demo_")]
 VM = {"PROJECT": "p", "ZONE": "z", "TPU_TYPE": "v5p-32", "IMAGE": "image", "CLUSTER": "c"}
 QUEUED = "'gcloud' 'compute' 'tpus' 'queued-resources'"
 

@@ -151,6 +151,7 @@ CHANGES: dict[type, dict[str, Entry]] = {
             ),
         ),
         "chunk": entry(program, "loss", chunk=16),
+        "zero_dropped": entry(program, "loss", zero_dropped=True),
     },
     GumbelConfig: {"start": entry(tau, "gumbel", start=2.0), "end": entry(tau, "gumbel", end=0.5)},
     CheckpointConfig: {

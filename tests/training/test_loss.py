@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dynllava_jax.config.training import LossConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
 from dynllava_jax.errors import InputError
+from dynllava_jax.kernels import xla
+from dynllava_jax.model.decoder import run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.nn.rope import rope
 from dynllava_jax.testing import tiny_config, tiny_model
 from dynllava_jax.training.cross_entropy import cross_entropy, shift
 from dynllava_jax.training.decisions import GumbelRule, draw_noise
@@ -107,6 +111,29 @@ def test_short_answers_are_kept_and_count_as_a_miss_of_nothing():
     assert np.all(np.asarray(verdict.keep)[0] == 1)
     assert verdict.miss[0] == 0
     assert verdict.miss[1] > 0
+
+
+def test_zeroed_image_tokens_stay_visible_and_teach_the_predictor():
+    config = tiny_config()
+    config = dataclasses.replace(config, sparsity=dataclasses.replace(config.sparsity, output_selector=None))
+    model = DynamicLlava(nnx.Rngs(0), config)  # undecided: the noise decides
+    batch = batch_of(config, [sample(config, i, 12, 8) for i in range(2)])
+    loss = dataclasses.replace(LOSS, zero_dropped=True)
+    out = loss_of(model, batch, loss).forward
+    policy = out.decisions.policy
+    assert policy is not None
+    assert 0 < policy[batch.kind == Kind.IMAGE].mean() < 1
+
+    def everything(query, key, value, layer):
+        return xla.attention(query, key, value)
+
+    by = rope(config.decoder, batch.positions)
+    deep = run_stack(model.decoder.deep, out.selected_from * policy[:, :, None], by, everything)
+    real = np.asarray(batch.kind) != Kind.PAD
+    np.testing.assert_allclose(np.asarray(out.hidden)[real], np.asarray(deep.hidden)[real], rtol=1e-4, atol=1e-5)
+
+    grads = nnx.grad(lambda model: loss_of(model, batch, loss).terms["ce"])(model)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads.image_predictor))
 
 
 def test_a_row_that_fills_the_batch_and_longer_padding_change_nothing():

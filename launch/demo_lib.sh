@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# What launch/demo_recipe.sh and launch/demo_ablations.sh share, sourced: the work folder is their first argument.
+#
+# BATCH          pictures of a step
+# TRAIN_OPTIONS  further options of every training, such as --config.attention=chunked, with which an epoch takes less
+#                time on a CPU
+
+work=$1
+
+# merge RUN NAME [OPTION ...]: the model of a run, made anew when the run has gone on since
+merge() {
+  local run=$work/$1 model=$work/models/$2
+  shift 2
+  [[ $run/checkpoints -nt $model ]] && rm -rf "$model"
+  [[ -d $model ]] || dynllava convert merge "$run" "$model" "$@"
+}
+
+# train NAME CONFIG START_WEIGHTS DATA [OVERRIDE ...]
+train() {
+  local name=$1 config=$2 start=$3 from=$4 more
+  shift 4
+  read -ra more <<<"${TRAIN_OPTIONS:-}"
+  dynllava train --config="configs/demo/$config.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
+    --config.data.source="$from/train.json" --config.data.images="$from" \
+    --config.global_batch_size="${BATCH:-8}" "${more[@]}" "$@"
+  merge "$name" "$name"
+}
