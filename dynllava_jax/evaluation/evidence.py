@@ -32,11 +32,21 @@ Progress = Callable[[str, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is asked: short `questions`, long `descriptions`, and `scenes` whose kept tokens are looked at."""
+    """How much is asked.
+
+    Attributes:
+        questions: short ones; four times as many where a setting's `claim` says so.
+        descriptions: long answers.
+        scenes: whose kept tokens are looked at.
+    """
 
     questions: int = 1000
     descriptions: int = 100
     scenes: int = 100
+
+    def asked(self, setting: Setting) -> int:
+        """Short questions to this setting."""
+        return 4 * self.questions if setting.claim else self.questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +93,11 @@ def gather(place: Place, sizes: Sizes, progress: Progress = lambda table, row: N
     return Evidence(sizes, **tables)
 
 
+def _accuracy(right: Bool[np.ndarray, " N"]) -> dict[str, Interval]:
+    """Exact match of each kind of the first N questions, and of all."""
+    return accuracy(right, questions(len(right)))
+
+
 def accuracy(right: Bool[np.ndarray, " N"], asked: Sequence[Question]) -> dict[str, Interval]:
     """Exact match of each kind of question, and of all."""
     kinds = np.array([question.kind for question in asked])
@@ -90,13 +105,13 @@ def accuracy(right: Bool[np.ndarray, " N"], asked: Sequence[Question]) -> dict[s
 
 
 def _vision(subject: Subject, sizes: Sizes) -> dict[str, Any]:
-    right = _right(subject, sizes.questions)
-    values: dict[str, Any] = {"accuracy": accuracy(right, questions(sizes.questions))}
+    right = _right(subject, sizes.asked(subject.setting))
+    values: dict[str, Any] = {"accuracy": _accuracy(right)}
     if subject.setting.blind:
-        values["blind"] = accuracy(_right(subject, sizes.questions, blind=True), questions(sizes.questions))
+        values["blind"] = _accuracy(_right(subject, sizes.questions, blind=True))
     control = subject.place.find(settings.CONTROL)
     if isinstance(control, Subject):
-        values["over_control"] = ratio(right, _right(control, sizes.questions))
+        values["over_control"] = ratio(right, _right(control, sizes.asked(control.setting))[: len(right)])
     return values | _costs(subject)
 
 
@@ -129,8 +144,7 @@ def _language(subject: Subject, sizes: Sizes) -> dict[str, Any]:
 
 
 def _ablation(subject: Subject, sizes: Sizes) -> dict[str, Any]:
-    right = _right(subject, sizes.questions)
-    values: dict[str, Any] = {"accuracy": accuracy(right, questions(sizes.questions))}
+    values: dict[str, Any] = {"accuracy": _accuracy(_right(subject, sizes.asked(subject.setting)))}
     asked = descriptions(sizes.descriptions)
     given = subject.once(f"forced-{len(asked)}", lambda: forced(subject.assistant, asked))
     losses, tokens = (np.array([row[name] for row in given], float) for name in ("loss", "tokens"))

@@ -23,7 +23,8 @@ def page(evidence: Evidence, command: str, figures: Sequence[tuple[str, str]]) -
     parts = [
         "# Does dropping tokens keep what matters?",
         f"Made by `{command}`; seeds and questions are fixed, intervals are 95 % bootstrap intervals. "
-        f"{sizes.questions} questions about held-out scenes, {sizes.descriptions} descriptions of others "
+        f"{sizes.questions} questions about held-out scenes ({4 * sizes.questions} to I|T and the control, whose "
+        f"ratio is the claim), {sizes.descriptions} descriptions of others "
         "([the demo's data](demo.md)). The paper's figures are of LLaVA-1.5-7B and other data sets: compare how rows "
         "stand to each other, not their values.",
         "## Image tokens",

@@ -18,6 +18,7 @@ class Setting:
         sparsity: fields of `SparsityConfig` in place of the model's own.
         eviction: a cache policy for the answer, which only a given text can be judged by.
         blind: also show other pictures: what is right then was guessed.
+        claim: the claim stands on this row, so that it is asked more questions (`evidence.Sizes`).
         paper: name of the paper's row beside it, see `evaluation.paper`.
     """
 
@@ -26,11 +27,12 @@ class Setting:
     sparsity: tuple[tuple[str, Any], ...] = ()
     eviction: Eviction | None = None
     blind: bool = False
+    claim: bool = False
     paper: str | None = None
 
 
 BASE = Setting("dense base", ("base_whole", "base"), blind=True, paper="LLaVA-1.5")
-CONTROL = Setting("dense control", ("control",), blind=True)
+CONTROL = Setting("dense control", ("control",), blind=True, claim=True)
 """As long trained as what drops tokens, from the same base."""
 
 _VISION = ("vision_only",)
@@ -52,7 +54,7 @@ VISION = (
     BASE,
     CONTROL,
     *(_vision_rate(percent) for percent in _RATES),
-    Setting("I|T, r = 20 %", ("dynamic",), blind=True, paper="Dynamic-LLaVA I|T"),
+    Setting("I|T, r = 20 %", ("dynamic",), blind=True, claim=True, paper="Dynamic-LLaVA I|T"),
     Setting("random tokens, 20 %", CONTROL.models, _images("random")),
     Setting("uniform stride, 20 %", CONTROL.models, _images("stride")),
     Setting("2-D pooling before the decoder, 20 %", CONTROL.models, _images("pool", "embed")),
@@ -85,7 +87,7 @@ LANGUAGE = (
 )
 
 ABLATIONS = (
-    Setting("I|T as the paper trains it", ("dynamic",)),
+    Setting("I|T as the paper trains it", ("dynamic",), claim=True),
     Setting("dropped tokens zeroed instead of masked", ("zeroed",)),
     Setting("sparse layer 1", ("layer1",)),
     Setting("sparse layer 4", ("layer4",)),

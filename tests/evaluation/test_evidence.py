@@ -55,6 +55,8 @@ def test_rows_are_run_once_and_the_others_say_why(
 
     # The second run computes nothing: it must not even load a model but for the pictures.
     rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir()}
+    claims = [file for file in rows if "-seen-36." in file.name]
+    assert [len(file.read_text().splitlines()) for file in claims] == [36, 36]
     place = Place(models, tmp_path / "rows")
     monkeypatch.setattr(Subject, "assistant", property(lambda self: pytest.fail("a model was loaded")))
     evidence = gather(place, Sizes(9, 2, 2))
