@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
                 "image_selector": None,
                 "output_selector": None,
             },
-            "data": {"max_length": 288, "lengths": (288,), "workers": 0},
+            "data": {"max_length": 288, "lengths": (288,), "window": 1, "workers": 0},
             "optimizer": {"learning_rate": 1.5e-3, "weight_decay": 0.01, "beta2": 0.98, "freeze_projector": True},
             "global_batch_size": 8,
             "dtype": "float32",

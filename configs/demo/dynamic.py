@@ -1,6 +1,8 @@
 """The demo's Dynamic-LLaVA, the paper's "I|T": one epoch from the dense base.
 
-20 % of the image tokens and half of a long answer's tokens go beyond layer 2.
+20 % of the image tokens and half of a long answer's tokens go beyond layer 2. Samples are not sorted by length
+(`data.window`): batches have one shape anyway, and most would hold no description, so that the output predictor would
+learn in few steps.
 
 Give `--config.init.checkpoint`, `--config.data.source` and
 `--config.data.images`.
@@ -13,7 +15,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": "demo",
-            "data": {"max_length": 768, "lengths": (768,), "workers": 0},
+            "data": {"max_length": 768, "lengths": (768,), "window": 1, "workers": 0},
             "optimizer": {
                 "learning_rate": 5e-4,
                 "predictor_learning_rate": 1e-3,

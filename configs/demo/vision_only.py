@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
         {
             "model": "demo",
             "sparsity": {"output_selector": None},
-            "data": {"max_length": 768, "lengths": (768,), "workers": 0},
+            "data": {"max_length": 768, "lengths": (768,), "window": 1, "workers": 0},
             "optimizer": {
                 "learning_rate": 5e-4,
                 "predictor_learning_rate": 1e-3,
