@@ -29,6 +29,7 @@ predictor_mlp     dynamic     $image.class=MlpPredictor $image.width=128 $fresh
 predictor_1block  dynamic     $image.depth=1 $fresh
 dynamic_ot20      dynamic     --config.sparsity.output_keep_rate=0.2
 dynamic_ot80      dynamic     --config.sparsity.output_keep_rate=0.8
+vision_only_r5    vision_only --config.sparsity.image_keep_rate=0.05
 vision_only_r10   vision_only --config.sparsity.image_keep_rate=0.1
 vision_only_r35   vision_only --config.sparsity.image_keep_rate=0.35
 vision_only_r50   vision_only --config.sparsity.image_keep_rate=0.5

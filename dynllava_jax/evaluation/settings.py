@@ -36,7 +36,7 @@ CONTROL = Setting("dense control", ("control",), blind=True, claim=True)
 """As long trained as what drops tokens, from the same base."""
 
 _VISION = ("vision_only",)
-_RATES = (10, 20, 35, 50, 80)
+_RATES = (5, 10, 20, 35, 50, 80)
 
 
 def _images(selector: str, place: str = "image", rate: float = 0.2) -> tuple[tuple[str, Any], ...]:
@@ -55,7 +55,10 @@ VISION = (
     CONTROL,
     *(_vision_rate(percent) for percent in _RATES),
     Setting("I|T, r = 20 %", ("dynamic",), blind=True, claim=True, paper="Dynamic-LLaVA I|T"),
-    Setting("random tokens, 20 %", CONTROL.models, _images("random")),
+    *(
+        Setting(f"random tokens, {percent} %", CONTROL.models, _images("random", rate=percent / 100))
+        for percent in (5, 10, 20)
+    ),
     Setting("uniform stride, 20 %", CONTROL.models, _images("stride")),
     Setting("2-D pooling before the decoder, 20 %", CONTROL.models, _images("pool", "embed")),
     Setting("2-D pooling after layer 2, 20 %", CONTROL.models, _images("pool")),
