@@ -11,8 +11,7 @@ cd "$(dirname "$0")/.."
 source launch/demo_lib.sh
 shift
 
-# Name, config, what is changed. A dense base has predictors of the preset's kind, which have learned nothing.
-fresh='--config.init.fresh=("predictors",)'
+# Name, config, what is changed.
 image=--config.sparsity.image_predictor
 trainings="
 zeroed            dynamic     --config.loss.zero_dropped=True
@@ -24,9 +23,9 @@ lambda10          dynamic     --config.loss.mask_weight=10.0
 lambda1000        dynamic     --config.loss.mask_weight=1000.0
 tau_fixed         dynamic     --config.gumbel.end=1.0
 instruct          dynamic     --config.sparsity.instruct_selector=learned --config.loss.min_instruction_tokens=0
-predictor_linear  dynamic     $image.class=LinearPredictor $fresh
-predictor_mlp     dynamic     $image.class=MlpPredictor $image.width=128 $fresh
-predictor_1block  dynamic     $image.depth=1 $fresh
+predictor_linear  dynamic     $image.class=LinearPredictor
+predictor_mlp     dynamic     $image.class=MlpPredictor $image.width=128
+predictor_1block  dynamic     $image.depth=1
 dynamic_ot20      dynamic     --config.sparsity.output_keep_rate=0.2
 dynamic_ot80      dynamic     --config.sparsity.output_keep_rate=0.8
 vision_only_r5    vision_only --config.sparsity.image_keep_rate=0.05
