@@ -65,7 +65,7 @@ def run_demo(args: argparse.Namespace) -> int:
             progress.start(len(asked))
             given = answers(assistant, asked, file, progress.advance, dense=args.dense)
         right = np.array([exact(text, question.answer) for text, question in zip(given, asked, strict=True)])
-        results[way] = accuracy(right, asked)
+        results[way] = accuracy(right)
     if args.json is None:
         print("\n".join(_table(results)))
     else:

@@ -5,7 +5,7 @@ N questions.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from dynllava_jax.evaluation.metrics import Interval, exact, mean, perplexity, r
 from dynllava_jax.evaluation.rows import collect
 from dynllava_jax.evaluation.settings import Setting
 from dynllava_jax.evaluation.subject import Place, Subject
-from dynllava_jax.evaluation.tasks import Question, descriptions, questions
+from dynllava_jax.evaluation.tasks import descriptions, questions
 from dynllava_jax.evaluation.text import chrf, object_f1
 from dynllava_jax.inference.request import Answer
 
@@ -93,22 +93,17 @@ def gather(place: Place, sizes: Sizes, progress: Progress = lambda table, row: N
     return Evidence(sizes, **tables)
 
 
-def _accuracy(right: Bool[np.ndarray, " N"]) -> dict[str, Interval]:
-    """Exact match of each kind of the first N questions, and of all."""
-    return accuracy(right, questions(len(right)))
-
-
-def accuracy(right: Bool[np.ndarray, " N"], asked: Sequence[Question]) -> dict[str, Interval]:
-    """Exact match of each kind of question, and of all."""
-    kinds = np.array([question.kind for question in asked])
+def accuracy(right: Bool[np.ndarray, " N"]) -> dict[str, Interval]:
+    """Exact match of each kind of the first N `questions`, blind or not, and of all."""
+    kinds = np.array([question.kind for question in questions(len(right))])
     return {str(kind): share(right[kinds == kind]) for kind in sorted(set(kinds))} | {"all": share(right)}
 
 
 def _vision(subject: Subject, sizes: Sizes) -> dict[str, Any]:
     right = _right(subject, sizes.asked(subject.setting))
-    values: dict[str, Any] = {"accuracy": _accuracy(right)}
+    values: dict[str, Any] = {"accuracy": accuracy(right)}
     if subject.setting.blind:
-        values["blind"] = _accuracy(_right(subject, sizes.questions, blind=True))
+        values["blind"] = accuracy(_right(subject, sizes.questions, blind=True))
     control = subject.place.find(settings.CONTROL)
     if isinstance(control, Subject):
         values["over_control"] = ratio(right, _right(control, sizes.asked(control.setting))[: len(right)])
@@ -144,7 +139,7 @@ def _language(subject: Subject, sizes: Sizes) -> dict[str, Any]:
 
 
 def _ablation(subject: Subject, sizes: Sizes) -> dict[str, Any]:
-    values: dict[str, Any] = {"accuracy": _accuracy(_right(subject, sizes.asked(subject.setting)))}
+    values: dict[str, Any] = {"accuracy": accuracy(_right(subject, sizes.asked(subject.setting)))}
     asked = descriptions(sizes.descriptions)
     given = subject.once(f"forced-{len(asked)}", lambda: forced(subject.assistant, asked))
     losses, tokens = (np.array([row[name] for row in given], float) for name in ("loss", "tokens"))

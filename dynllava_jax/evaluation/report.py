@@ -7,6 +7,7 @@ from typing import Any
 from dynllava_jax.evaluation import paper
 from dynllava_jax.evaluation.evidence import Evidence, Result, every_row
 from dynllava_jax.evaluation.metrics import Interval
+from dynllava_jax.evaluation.settings import CONTROL
 
 _NONE = "–"
 
@@ -23,7 +24,7 @@ def page(evidence: Evidence, command: str, figures: Sequence[tuple[str, str]]) -
     parts = [
         "# Does dropping tokens keep what matters?",
         f"Made by `{command}`; seeds and questions are fixed, intervals are 95 % bootstrap intervals. "
-        f"{sizes.questions} questions about held-out scenes ({4 * sizes.questions} to I|T and the control, whose "
+        f"{sizes.questions} questions about held-out scenes ({sizes.asked(CONTROL)} to I|T and the control, whose "
         f"ratio is the claim), {sizes.descriptions} descriptions of others "
         "([the demo's data](demo.md)). The paper's figures are of LLaVA-1.5-7B and other data sets: compare how rows "
         "stand to each other, not their values.",

@@ -12,7 +12,6 @@ OF_A_RUN = ("--workdir=", "--config.init.checkpoint=", "--config.data.")
 def trainings(desk: Desk, script: str, *names: str, **variables: str) -> dict[str, list[str]]:
     """What `dynllava train` is told, by the work folder's name."""
     desk.fake("dynllava")
-    desk.fake("mkdir")
     status, _, error = desk.run(script, str(desk.folder), *names, **variables)
     assert (status, error) == (0, "")
     calls = [call.split()[1:] for call in desk.calls("dynllava") if call.startswith("train ")]
