@@ -5,7 +5,10 @@
 #     launch/demo_ablations.sh WORKDIR [NAME ...]
 #
 # WORKDIR is the one of launch/demo_recipe.sh, which must have come as far as the base. Without names all are made, in
-# the order below; run again, it goes on where it was stopped. Variables: launch/demo_lib.sh.
+# the order below; run again, it goes on where it was stopped. Variables: launch/demo_lib.sh, and
+#
+# EPOCH   folder of the samples, in WORKDIR (epoch). A smaller one makes shorter trainings; `reference`, where nothing is
+#         changed, is then what the ablations of image tokens and losses are compared with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/demo_lib.sh
@@ -14,6 +17,7 @@ shift
 # Name, config, what is changed.
 image=--config.sparsity.image_predictor
 trainings="
+reference         dynamic
 zeroed            dynamic     --config.loss.zero_dropped=True
 layer1            dynamic     --config.sparsity.sparse_layer=1
 layer4            dynamic     --config.sparsity.sparse_layer=4
@@ -45,5 +49,5 @@ while read -r name config changes; do
   [[ -n $name ]] || continue
   [[ $# -eq 0 || " $* " == *" $name "* ]] || continue
   read -ra changed <<<"$changes"
-  train "$name" "$config" "$work/models/base_whole" "$work/epoch" "${changed[@]}" </dev/null
+  train "$name" "$config" "$work/models/base_whole" "$work/${EPOCH:-epoch}" "${changed[@]}" </dev/null
 done <<<"$trainings"

@@ -51,9 +51,9 @@ def page(evidence: Evidence, command: str, figures: Sequence[tuple[str, str]]) -
         f"nothing beyond that{_devices(evidence)}.",
         _costs(evidence),
         "## Ablations",
-        "One training each, from the same base. Precision: share of the kept patches' pixels that show an object "
-        "(random tokens: the objects' share of the picture, in brackets); recall: share of the objects' pixels in kept "
-        "patches (random tokens: the keep rate).",
+        "One training each, all equally long, from the same base. Precision: share of the kept patches' pixels that "
+        "show an object (random tokens: the objects' share of the picture, in brackets); recall: share of the objects' "
+        "pixels in kept patches (random tokens: the keep rate).",
         _ablations(evidence.ablations),
         "## Which setting for which use",
         _uses(evidence),
