@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dynllava_jax
+from dynllava_jax.cli.chips import choose_platform
 from dynllava_jax.cli.failure import is_expected, report
 from dynllava_jax.errors import InputError
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
+    choose_platform()
     try:
         args = _parse(argv)
         _log_to_stderr(debug)
