@@ -4,11 +4,13 @@
 # Every launcher takes --dry-run, which prints the exact commands and runs none, and the options of `dynllava train`,
 # which it hands on. From the environment:
 #   MAX_RESTARTS  how often a run is started again at most, over all reasons (20)
-#   PAUSE         seconds before it is (30)
+#   PAUSE         whole seconds before it is (30)
 
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 PAUSE=${PAUSE:-30}
 UNFINISHED=75 # `dynllava train` was told to stop and has saved, or lost another process
+NO_SLICE=69   # tpu_vm.sh has none to run on
+AGAIN="again after status $NO_SLICE, $UNFINISHED, 125 or above 127 (but 130), at most $MAX_RESTARTS times"
 dry_run=
 options=()
 
@@ -41,7 +43,8 @@ run() {
 
 # again STATUS RESTARTS: whether a run that left with STATUS after so many restarts is started once more; says why.
 # 0 is done, 1 a check that failed, 2 bad input: the next try would end like that too. From 128 on a signal ended a
-# process: its host was lost, was out of memory, or was taken away before the run could catch a signal.
+# process: its host was lost, was out of memory, or was taken away before the run could catch a signal. 125 is
+# Docker's: a new host, whose daemon or registry may answer a minute later.
 again() {
   local status=$1 restarts=$2 why
   case $status in
@@ -49,11 +52,15 @@ again() {
     "$UNFINISHED") why="not finished" ;;
     130) say "interrupted" && return 1 ;;
     255) why="a host does not answer" ;;
+    "$NO_SLICE") why="no slice to run on" ;;
+    125) why="Docker could not start the container" ;;
     *) if ((status < 128)); then say "status $status: not started again" && return 1; fi
       why="lost a process by signal $((status - 128))" ;;
   esac
   if ((restarts >= MAX_RESTARTS)); then
-    say "$why, but it was started again $restarts times already (MAX_RESTARTS)" && return 1
+    say "$why, but it was started again $restarts times already (MAX_RESTARTS); the same command goes on" \
+      "from the last checkpoint"
+    return 1
   fi
   say "$why: starting again ($((restarts + 1)) of at most $MAX_RESTARTS)"
 }
@@ -62,19 +69,23 @@ again() {
 # SIGTERM and SIGINT are too, as SIGTERM, and end it after this time.
 supervise() {
   if [[ $dry_run ]]; then
-    echo "${*@Q}  # again after status $UNFINISHED or above 127, at most $MAX_RESTARTS times"
+    echo "${*@Q}  # $AGAIN"
     return
   fi
-  local child=0 status restarts=0 ended=
-  trap 'ended=1; kill -TERM "$child" 2>/dev/null' TERM INT
-  trap 'kill -USR1 "$child" 2>/dev/null' USR1
+  local child=0 status restarts=0 left ended=
+  trap 'ended=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
   while :; do
     "$@" &
     child=$!
+    if [[ $ended ]]; then kill -TERM "$child"; fi # a moment before it began
     while wait "$child" || true; kill -0 "$child" 2>/dev/null; do :; done # a trap cuts `wait` short
     wait "$child" && status=0 || status=$?
     if [[ $ended ]] || ! again "$status" "$restarts"; then return "$status"; fi
     restarts=$((restarts + 1))
-    sleep "$PAUSE"
+    for ((left = PAUSE; left > 0; left--)); do
+      sleep 1 || true # no longer, because a trap waits for its end
+      if [[ $ended ]]; then return "$status"; fi
+    done
   done
 }

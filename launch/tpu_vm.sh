@@ -13,8 +13,16 @@
 #   SPOT           1: a cheaper slice that may be taken away
 #   MAX_RESTARTS, PAUSE  see lib.sh; COMPILE_CACHE: see process.sh
 #
-# Restarts: on status 75, and when a host is lost or does not answer; a slice that was taken away is asked for again.
-# A container that is still there from before saves and stops first. The slice stays when the run is finished:
+# Restarts: on status 75, when a host is lost or does not answer, and when there is no slice to run on: gcloud refuses
+# it, or its request ended as FAILED or was SUSPENDED (taken away). A try asks for a slice at most once, so that
+# MAX_RESTARTS bounds the requests too, PAUSE apart; then this script gives up, with the last status (69: no slice). In
+# the queue it waits without an end; gcloud's `delete`, below, ends that. A container that is still there from before
+# saves and stops first.
+#
+# Ctrl-C and SIGTERM end the watching, not the run: it goes on on its hosts, and the same command takes it up again.
+# To save and stop it after that, and to give the slice back, which stays (and costs) when the run is finished too:
+#     gcloud compute tpus tpu-vm ssh NAME --project=PROJECT --zone=ZONE --worker=all \
+#         --command='sudo docker stop -t 300 dynllava'
 #     gcloud compute tpus queued-resources delete NAME --force --project=PROJECT --zone=ZONE
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -34,25 +42,42 @@ create=("${queued[@]}" create "$name" "--node-id=$name" "${where[@]}" "--acceler
   "--runtime-version=${RUNTIME:-$runtime}" ${SPOT:+--spot})
 delete=("${queued[@]}" delete "$name" "${where[@]}" --force --quiet)
 describe=("${queued[@]}" describe "$name" "${where[@]}" "--format=value(state.state)")
-container=(sudo docker run --rm --name=dynllava --privileged --net=host
+# --ipc=host: the processes that read data hand batches on in shared memory, of which Docker alone gives 64 MB.
+container=(sudo docker run --rm --name=dynllava --privileged --net=host --ipc=host
   ${COMPILE_CACHE:+"--env=COMPILE_CACHE=$COMPILE_CACHE"} "$IMAGE" "${options[@]}" --distributed)
+# A slice that is asked for again has new hosts, which know no registry yet.
+registry=${IMAGE%%/*} login=""
+if [[ $registry == *.pkg.dev || $registry == gcr.io || $registry == *.gcr.io ]]; then
+  login="gcloud auth print-access-token | sudo docker login -u oauth2accesstoken --password-stdin $registry >/dev/null
+"
+fi
 # Each host says its own status: that of ssh to many hosts is not theirs.
 remote="echo dynllava-begun
-{ sudo docker stop --time=300 dynllava; while sudo docker inspect dynllava; do sleep 1; done; } >/dev/null 2>&1
-${container[*]@Q}
+{ sudo docker stop -t 300 dynllava; while sudo docker inspect dynllava; do sleep 1; done; } >/dev/null 2>&1
+$login${container[*]@Q}
 echo dynllava-status \$?"
-ssh=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$remote")
+ssh=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet "--command=$remote")
+LOOKS=10 # in a row, at which gcloud does not know the slice that it was asked for, or does not answer
 
-# slice: waits until it is there
+# slice: waits until it is there. Asks for it once at most; NO_SLICE when that was in vain.
 slice() {
-  local state
+  local state before=none asked="" unseen=0
   while :; do
     state=$("${describe[@]}" 2>/dev/null || true)
+    if [[ $state != "$before" ]]; then say "the slice is ${state:-not there}"; fi
+    before=$state
     case $state in
       ACTIVE) return ;;
-      "") run "${create[@]}" ;;
-      SUSPENDED | FAILED) run "${delete[@]}" ;;
-      *) say "the slice is $state" ;;
+      "" | FAILED | SUSPENDED)
+        if [[ ! $asked ]]; then
+          asked=1
+          if [[ $state ]]; then "${delete[@]}" || return "$NO_SLICE"; fi
+          "${create[@]}" || return "$NO_SLICE"
+        elif [[ $state ]] || ((++unseen == LOOKS)); then
+          return "$NO_SLICE"
+        fi
+        ;;
+      *) unseen=0 ;;
     esac
     sleep "$PAUSE"
   done
@@ -60,13 +85,13 @@ slice() {
 
 # attempt: one try on all hosts; its status is the highest of theirs, or 255 when one that began has not said any
 attempt() {
-  local told watch begun ended
-  slice
+  local told begun ended
+  slice || return
   told=$(mktemp)
   "${ssh[@]}" | tee "$told" &
-  watch=$!
-  trap 'kill "$watch" 2>/dev/null; exit 143' TERM
-  wait "$watch" || true
+  # shellcheck disable=SC2046 # one of the two is `ssh`, and each a number
+  trap 'kill $(jobs -p) $!; rm -f "$told"; exit 143' TERM
+  wait $! || true
   begun=$(grep -c dynllava-begun "$told" || true)
   mapfile -t ended < <(sed -n 's/^.*dynllava-status //p' "$told" | sort -n)
   rm "$told"
@@ -75,8 +100,9 @@ attempt() {
 }
 
 if [[ $dry_run ]]; then
-  run "${create[@]}"
   run "${describe[@]}"
+  echo "${delete[*]@Q}  # if it is FAILED or SUSPENDED, and then"
+  echo "${create[*]@Q}  # if it is not there, at most $((MAX_RESTARTS + 1)) times"
   supervise "${ssh[@]}"
 else
   supervise attempt

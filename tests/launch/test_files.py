@@ -16,24 +16,27 @@ OF_RUNS = [name for file in SCRIPTS if not (name := file.name).startswith("demo_
 VM = {"PROJECT": "p", "ZONE": "z", "TPU_TYPE": "v5p-32", "IMAGE": "image", "CLUSTER": "c"}
 QUEUED = "'gcloud' 'compute' 'tpus' 'queued-resources'"
 
+AGAIN = "again after status 69, 75, 125 or above 127 (but 130), at most 20 times"
+
 EXPECTED = {
-    "local.sh": "'env' 'CUDA_VISIBLE_DEVICES=0,1' '{launch}/process.sh' '--workdir=a b'  "
-    "# again after status 75 or above 127, at most 20 times\n",
+    "local.sh": "'env' 'CUDA_VISIBLE_DEVICES=0,1' '{launch}/process.sh' '--workdir=a b'  # {again}\n",
     "slurm.sbatch": "'srun' '--kill-on-bad-exit=0' '--wait=120' 'launch/process.sh' '--workdir=a b' '--distributed'\n"
-    "'scontrol' 'requeue' 'JOB'  # after status 75 or above 127, at most 20 times\n",
+    "'scontrol' 'requeue' 'JOB'  # {again}\n",
     "gke_xpk.sh": "'xpk' 'workload' 'create' '--project=p' '--zone=z' '--cluster=c' '--workload=dynllava' "
     "'--tpu-type=v5p-32' '--num-slices=1' '--docker-image=image' '--max-restarts=20' '--restart-on-exit-codes=75' "
     "'--termination-grace-period-seconds=300' '--command='\\''exec'\\'' '\\''env'\\'' "
     "'\\''/dynllava/launch/process.sh'\\'' '\\''--workdir=a b'\\'' '\\''--distributed'\\'''\n",
-    "tpu_vm.sh": f"{QUEUED} 'create' 'dynllava' '--node-id=dynllava' '--project=p' '--zone=z' "
-    "'--accelerator-type=v5p-32' '--runtime-version=v2-alpha-tpuv5'\n"
-    f"{QUEUED} 'describe' 'dynllava' '--project=p' '--zone=z' '--format=value(state.state)'\n"
-    "'gcloud' 'compute' 'tpus' 'tpu-vm' 'ssh' 'dynllava' '--project=p' '--zone=z' '--worker=all' $'--command="
-    "echo dynllava-begun\\n{{ sudo docker stop --time=300 dynllava; "
+    "tpu_vm.sh": f"{QUEUED} 'describe' 'dynllava' '--project=p' '--zone=z' '--format=value(state.state)'\n"
+    f"{QUEUED} 'delete' 'dynllava' '--project=p' '--zone=z' '--force' '--quiet'  "
+    "# if it is FAILED or SUSPENDED, and then\n"
+    f"{QUEUED} 'create' 'dynllava' '--node-id=dynllava' '--project=p' '--zone=z' '--accelerator-type=v5p-32' "
+    "'--runtime-version=v2-alpha-tpuv5'  # if it is not there, at most 21 times\n"
+    "'gcloud' 'compute' 'tpus' 'tpu-vm' 'ssh' 'dynllava' '--project=p' '--zone=z' '--worker=all' '--quiet' "
+    "$'--command=echo dynllava-begun\\n{{ sudo docker stop -t 300 dynllava; "
     "while sudo docker inspect dynllava; do sleep 1; done; }} >/dev/null 2>&1"
     "\\n\\'sudo\\' \\'docker\\' \\'run\\' \\'--rm\\' \\'--name=dynllava\\' \\'--privileged\\' \\'--net=host\\' "
-    "\\'image\\' \\'--workdir=a b\\' \\'--distributed\\'\\necho dynllava-status $?'  "
-    "# again after status 75 or above 127, at most 20 times\n",
+    "\\'--ipc=host\\' \\'image\\' \\'--workdir=a b\\' \\'--distributed\\'\\necho dynllava-status $?'  "
+    "# {again}\n",
 }
 
 
@@ -43,7 +46,7 @@ def test_a_dry_run_prints_the_exact_commands_and_runs_none(script: str, desk: De
         desk.fake(name)
     status, out, error = desk.run(script, "--dry-run", "--workdir=a b", GPUS="2", **VM)
     assert (status, error) == (0, "")
-    assert out == EXPECTED[script].format(launch=LAUNCH)
+    assert out == EXPECTED[script].format(launch=LAUNCH, again=AGAIN)
     assert not list(desk.folder.glob("*.calls"))
 
 
@@ -55,8 +58,8 @@ def test_shellcheck_finds_nothing() -> None:
 @pytest.mark.parametrize("script", OF_RUNS)
 def test_every_variable_that_is_read_is_explained(script: str) -> None:
     text = (LAUNCH / script).read_text()
-    taken = set(re.findall(r"\$\{([A-Z][A-Z_]+):[-+]", text)) | set(re.findall(r"\$([A-Z][A-Z_]+)\b", text))
-    shared = {"UNFINISHED", "SLURM_JOB_ID", "SLURM_SUBMIT_DIR"}
+    taken = set(re.findall(r"\$\{!?([A-Z][A-Z_]+)\b", text)) | set(re.findall(r"\$([A-Z][A-Z_]+)\b", text))
+    shared = {"UNFINISHED", "NO_SLICE", "AGAIN", "SLURM_JOB_ID", "SLURM_SUBMIT_DIR", "BASH_SOURCE"}
     made = set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)) | shared
     head = text[: text.index("\nset -") if "\nset -" in text else 1000]
     assert [name for name in sorted(taken - made) if name not in head] == []

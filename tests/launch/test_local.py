@@ -53,3 +53,14 @@ def test_signals_reach_the_run(desk: Desk, tmp_path: Path, number: signal.Signal
     process.communicate(timeout=60)
     assert process.returncode == status
     assert len(desk.calls("dynllava")) == runs
+
+
+def test_a_stop_between_two_tries_is_heard_at_once(desk: Desk) -> None:
+    desk.fake("dynllava", "exit 75")
+    with desk.start("local.sh", "--workdir=RUN", PAUSE="600") as process:
+        assert process.stderr is not None
+        assert "starting again (1 of at most 20)" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert len(desk.calls("dynllava")) == 1
