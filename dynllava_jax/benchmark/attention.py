@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynllava_jax.benchmark.roofline import arithmetic, traffic
 from dynllava_jax.benchmark.timing import Machine, measure
 from dynllava_jax.errors import InputError
 from dynllava_jax.kernels import api
@@ -19,8 +20,10 @@ OPERATIONS = ("causal", "policy", "decode")
 """Prefill, the deep layers in training, and one new token against a full cache."""
 
 _DOOR = {"causal": "attention", "policy": "policy_attention", "decode": "cached_attention"}
+_TRAINED = {"causal": 3, "policy": 4}
+"""How many arguments get gradients: query, key, value, and the policy."""
 _BACKWARD = 2.5
-"""Matrix products of the backward pass by those of the forward pass."""
+"""Matrix products of the backward pass by those of the forward pass; the policy's gradient takes none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,30 @@ class AttentionShape:
         return shape
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contender:
+    """An implementation with its arguments, each in its own layout; the first `trained` ones get gradients."""
+
+    function: Callable[..., jax.Array]
+    inputs: tuple[Any, ...]
+    trained: int
+
+    def both(self, cotangent: jax.Array, *inputs: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Output and gradients, as a training step wants them."""
+        fixed = inputs[self.trained :]
+        out, back = jax.vjp(lambda *trained: self.function(*trained, *fixed), *inputs[: self.trained])
+        return out, back(cotangent.astype(out.dtype))
+
+    def bytes(self, both: bool) -> int:
+        """What has to be read or written once at least: arguments and output, cotangent and gradients.
+
+        What an implementation keeps or reads again in between is its own affair.
+        """
+        moved = sum(x.nbytes for x in jax.tree.leaves(self.inputs)) + self.inputs[0].nbytes
+        more = self.inputs[0].nbytes + sum(x.nbytes for x in self.inputs[: self.trained])
+        return moved + (more if both else 0)
+
+
 def bench_attention(
     operation: str,
     shape: AttentionShape,
@@ -73,27 +100,28 @@ def bench_attention(
     """
     if timeless := [name for name in names if "interpret" in name]:
         raise InputError(f"{timeless[0]} is run by an interpreter, whose time says nothing about the kernel's.")
-    inputs = _inputs(operation, shape, dtype)
+    inputs = make_inputs(operation, shape, dtype)
     known: dict[str, dict[str, Any]] = {}
     # What is compared with comes first; decoding has nothing to cut into chunks.
     first = () if operation == "decode" else ("chunked",)
     own = tuple(dict.fromkeys((*first, *(names or (*api.chosen(machine.platform)[_DOOR[operation]], "xla")))))
-    for name, function in {**_references(operation), **{name: _door(operation, name) for name in own}}.items():
+    theirs = references(operation, inputs)
+    for name, contender in {**theirs, **{name: door(operation, name, inputs) for name in own}}.items():
         record = {"operation": operation, **dataclasses.asdict(shape), "dtype": dtype, "implementation": name}
         try:
-            record |= _numbers(operation, shape, function, inputs, machine, least)
+            for way in ("forward", "both") if contender.trained else ("forward",):
+                record |= _numbers(way, operation, shape, contender, machine, least)
         except InputError:
             raise
         except Exception as error:  # whatever a backend raises: the others are still worth measuring
             record["failed"] = " ".join(str(error).split())[:200] or type(error).__name__
         known[name] = record
-        record |= {
-            f"ratio_to_{other}": _ratio(record, known.get(other)) for other in (*_references(operation), "chunked")
-        }
+        record |= {f"ratio_to_{other}": ratio(record, known.get(other)) for other in (*theirs, "chunked")}
         yield record
 
 
-def _inputs(operation: str, shape: AttentionShape, dtype: str) -> tuple[Any, ...]:
+def make_inputs(operation: str, shape: AttentionShape, dtype: str) -> tuple[Any, ...]:
+    """Random arguments of the door's function."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
 
     def of(*sizes: int) -> jax.Array:
@@ -111,64 +139,50 @@ def _inputs(operation: str, shape: AttentionShape, dtype: str) -> tuple[Any, ...
     return query, key, value, [cache], jnp.zeros((), jnp.int32), lengths
 
 
-def _door(operation: str, name: str) -> Callable[..., jax.Array]:
-    return functools.partial(getattr(api, _DOOR[operation]), implementation=name)
+def door(operation: str, name: str, inputs: tuple[Any, ...]) -> Contender:
+    """An implementation of the door."""
+    function = functools.partial(getattr(api, _DOOR[operation]), implementation=name)
+    return Contender(function, inputs, _TRAINED.get(operation, 0))
 
 
-def _references(operation: str) -> dict[str, Callable[..., jax.Array]]:
-    """`jax.nn.dot_product_attention`, which has no policy: plain causal attention stands for it."""
+def references(operation: str, inputs: tuple[Any, ...]) -> dict[str, Contender]:
+    """`jax.nn.dot_product_attention` on arrays that lie as it wants them, [B,S,H,E].
 
-    def plain(query: jax.Array, key: jax.Array, value: jax.Array, *rest: Any, backend: Any) -> jax.Array:
-        if operation == "decode":
-            # Of its own layout, and without the token itself: as fast as it can be.
-            key, value = (x[0] for x in rest[0][0])
-        by_length = (x.swapaxes(1, 2) for x in (query, key, value))
-        out = jax.nn.dot_product_attention(*by_length, is_causal=operation != "decode", implementation=backend)
-        return out.swapaxes(1, 2)
-
-    return {f"jax_{backend}": functools.partial(plain, backend=backend) for backend in ("xla", "cudnn")}
+    It has no policy, plain causal attention stands for it; and it decodes without the token's own key and value.
+    """
+    key, value = (x[0] for x in inputs[3][0]) if operation == "decode" else inputs[1:3]
+    by_length = tuple(x.swapaxes(1, 2) for x in (inputs[0], key, value))
+    causal = operation != "decode"
+    return {
+        f"jax_{backend}": Contender(
+            functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation=backend),
+            by_length,
+            3 if causal else 0,
+        )
+        for backend in ("xla", "cudnn")
+    }
 
 
 def _numbers(
-    operation: str,
-    shape: AttentionShape,
-    function: Callable[..., jax.Array],
-    inputs: tuple[Any, ...],
-    machine: Machine,
-    least: float,
-) -> dict[str, Any]:
+    way: str, operation: str, shape: AttentionShape, contender: Contender, machine: Machine, least: float
+) -> dict[str, float]:
     pairs = shape.length + 1 if operation == "decode" else shape.length * (shape.length + 1) / 2
     flops = 4.0 * shape.batch * shape.heads * shape.head_dim * pairs
-    nbytes = sum(x.nbytes for x in jax.tree.leaves(inputs)) + inputs[0].nbytes
-    forward = measure(jax.jit(function), *inputs, least=least)
-    numbers = {
-        "forward_seconds": forward,
-        "forward_tflops": flops / forward / 1e12,
-        "forward_share_of_matmul": flops / forward / machine.flops,
-        "forward_gb_per_second": nbytes / forward / 1e9,
-        "forward_share_of_bandwidth": nbytes / forward / machine.bandwidth,
-    }
-    if operation == "decode":
-        return numbers
-
-    def loss(query: jax.Array, key: jax.Array, value: jax.Array, *rest: Any) -> jax.Array:
-        return jnp.sum(function(query, key, value, *rest).astype(jnp.float32))
-
-    both = measure(jax.jit(jax.grad(loss, argnums=(0, 1, 2))), *inputs, least=least)
-    flops *= 1 + _BACKWARD
-    return numbers | {
-        "both_seconds": both,
-        "both_tflops": flops / both / 1e12,
-        "both_share_of_matmul": flops / both / machine.flops,
-    }
+    if way == "forward":
+        seconds = measure(jax.jit(contender.function), *contender.inputs, least=least)
+    else:
+        flops *= 1 + _BACKWARD
+        query = contender.inputs[0]
+        cotangent = jax.random.normal(jax.random.key(1), query.shape).astype(query.dtype)
+        seconds = measure(jax.jit(contender.both), cotangent, *contender.inputs, least=least)
+    nbytes = contender.bytes(both=way == "both")
+    return arithmetic(way, seconds, flops, machine) | traffic(way, seconds, nbytes, machine)
 
 
-def _ratio(record: dict[str, Any], other: dict[str, Any] | None) -> dict[str, float] | None:
-    """How many times as fast, forward and both ways."""
-    if other is None or "failed" in record or "failed" in other:
-        return None
-    return {
-        way: other[f"{way}_seconds"] / record[f"{way}_seconds"]
-        for way in ("forward", "both")
-        if f"{way}_seconds" in record
-    }
+def ratio(record: dict[str, Any], other: dict[str, Any] | None) -> dict[str, float] | None:
+    """How many times as fast, each way that both of them can; None where there is none."""
+    ways = [
+        way for way in ("forward", "both") if other is not None and f"{way}_seconds" in record.keys() & other.keys()
+    ]
+    found = {way: other[f"{way}_seconds"] / record[f"{way}_seconds"] for way in ways if other is not None}
+    return found or None

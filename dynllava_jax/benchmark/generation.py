@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from dynllava_jax.benchmark.parts import decode_weights, time_parts
+from dynllava_jax.benchmark.roofline import Answers, dynamic_to_dense, generation_numbers
+from dynllava_jax.benchmark.shapes import GenerationShape
 from dynllava_jax.benchmark.subjects import random_pixels, random_sample
-from dynllava_jax.benchmark.timing import measure, peak_bytes
+from dynllava_jax.benchmark.timing import Machine, peak_bytes
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.run import Prepared, Run
@@ -19,57 +21,11 @@ from dynllava_jax.inference.sampling import GREEDY
 from dynllava_jax.model.dynllava import DynamicLlava
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationShape:
-    """What is generated.
-
-    Attributes:
-        batch: requests together.
-        text: tokens of each prompt beside its images'.
-        images: pictures of each prompt.
-        new: tokens of each answer.
-    """
-
-    batch: int
-    text: int
-    images: int
-    new: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("text", 1), ("images", 0), ("new", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"The benchmark's {name} must be {least} or more, not {getattr(self, name)}.")
-
-    def tokens(self, config: ModelConfig) -> int:
-        """Of one prompt and its answer."""
-        return self.text + self.images * config.image_tokens + self.new
-
-
-@dataclasses.dataclass(frozen=True)
-class PaperShape:
-    """A measurement of the paper: the model, what is generated, and whether with a cache."""
-
-    preset: str
-    shape: GenerationShape
-    cached: bool
-
-
-PAPER = {
-    "table4-1k": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 1000), False),
-    "table4-2k": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 2000), False),
-    "table4-4k": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 4000), False),
-    "table4-1k-cache": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 1000), True),
-    "table4-2k-cache": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 2000), True),
-    "table4-4k-cache": PaperShape("dynamic_llava_13b", GenerationShape(8, 50, 1, 4000), True),
-    "table14": PaperShape("dynamic_llava_13b", GenerationShape(1, 50, 1, 1000), True),
-}
-"""Tables 4 and 14 of the paper, which leave the prompts' length open: 50 tokens, as LVIS-VQA's (table 8)."""
-
-
 def bench_generation(
     model: DynamicLlava,
     dtype: str,
     shape: GenerationShape,
+    machine: Machine,
     *,
     cached: bool = True,
     dense_only: bool = False,
@@ -77,18 +33,10 @@ def bench_generation(
 ) -> Iterator[dict[str, Any]]:
     """One record for the model's own sparsity and one for the dense model, in this order: the peak only grows.
 
-    Every answer takes all its tokens: no token ends it.
+    A third one, `dynamic_to_dense`, compares them. Every answer takes all its tokens: no token ends it.
     """
     config = model.config
-    whole = shape.tokens(config)
-    buckets = Buckets(
-        rows=(shape.batch,),
-        images=tuple(sorted({0, shape.images})),
-        length=(whole - shape.new if cached else whole,),
-        answer=(shape.new,),
-    )
-    engine = Engine(model, buckets=buckets, dtype=dtype)
-    tower = _tower(model, shape, dtype, least)
+    engine = Engine(model, buckets=exact_buckets(config, shape, cached), dtype=dtype)
     prepared = [
         Prepared(
             random_sample(config, row, text=shape.text, images=shape.images),
@@ -100,10 +48,38 @@ def bench_generation(
         for row in range(shape.batch)
     ]
     modes = {"dynamic": config.sparsity, "dense": config.sparsity.dense()}
+    records: dict[str, dict[str, Any]] = {}
     for mode, sparsity in modes.items():
         if mode == "dense" or not (dense_only or sparsity == modes["dense"]):
+            before = peak_bytes()
             run = _generate(engine, prepared, sparsity, cached)
-            yield {"mode": mode, "cached": cached, **_record(config, shape, run, tower)}
+            peak, answers, padded = peak_bytes(), _answers(run), run.shape
+            del run  # and its cache with it
+            numbers = generation_numbers(
+                dataclasses.replace(config, sparsity=sparsity),
+                shape,
+                answers,
+                time_parts(engine, prepared, padded, sparsity, cached=cached, least=least),
+                machine,
+                weights=decode_weights(engine, sparsity),
+                itemsize=np.dtype(dtype).itemsize,
+            )
+            records[mode] = {"mode": mode, **numbers, "peak_bytes": peak, "peak_bytes_before": before}
+            yield records[mode]
+    if len(records) > 1:
+        yield dynamic_to_dense(records["dynamic"], records["dense"])
+
+
+def exact_buckets(config: ModelConfig, shape: GenerationShape, cached: bool) -> Buckets:
+    """Nothing is padded, in the deep stack neither: what is timed is what was asked for."""
+    whole = shape.prompt(config) if cached else shape.tokens(config)
+    deep = whole - shape.images * (config.image_tokens - config.kept_image_tokens)
+    return Buckets(
+        rows=(shape.batch,),
+        images=tuple(sorted({0, shape.images})),
+        length=tuple(sorted({deep, whole})),
+        answer=(shape.new,),
+    )
 
 
 def _generate(engine: Engine, prepared: list[Prepared], sparsity: SparsityConfig, cached: bool) -> Run:
@@ -120,30 +96,14 @@ def _generate(engine: Engine, prepared: list[Prepared], sparsity: SparsityConfig
     return run
 
 
-def _record(config: ModelConfig, shape: GenerationShape, run: Run, tower: float | None) -> dict[str, Any]:
-    decode = run.seconds["decode"]
-    judged = [keep for row in run.fed for keep in row]
-    return {
-        **dataclasses.asdict(shape),
-        "image_tokens": shape.images * config.image_tokens,
-        "kept_image_tokens": sum(len(kept) for kept in run.kept[0]),
-        "kept_output_share": sum(judged) / len(judged),
-        "tower_seconds": tower,
-        "prefill_seconds": run.seconds["prefill"],
-        "decode_seconds": decode,
-        "ms_per_token": 1e3 * decode / (shape.new - 1),
-        "tokens_per_second": shape.batch * (shape.new - 1) / decode,
-        "peak_bytes": peak_bytes(),
-    }
-
-
-def _tower(model: DynamicLlava, shape: GenerationShape, dtype: str, least: float) -> float | None:
-    """Tower and projector by themselves; they are part of the prefill too."""
-    if not shape.images:
-        return None
-    side = model.config.vision.image_size
-    images = jnp.zeros((shape.batch, shape.images, side, side, 3))
-    present = jnp.ones((shape.batch, shape.images), bool)
-    keys = jax.random.split(jax.random.key(0), shape.batch)
-    run = jax.jit(lambda model, *args: model.image_tokens(*args, jnp.dtype(dtype)).features)
-    return measure(run, model, images, present, keys, least=least)
+def _answers(run: Run) -> Answers:
+    assert run.opened is not None  # it was not resumed
+    lengths = jax.device_get(run.opened.deep_length)
+    return Answers(
+        cached=run.cache is not None,
+        first_token=run.seconds["prefill"],
+        decode=run.seconds["decode"],
+        kept_image_tokens=sum(len(kept) for kept in run.kept[0]),
+        deep=tuple(int(lengths[row]) for row in range(len(run.tokens))),
+        fed=tuple(tuple(row) for row in run.fed),
+    )

@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.bench_records import measured_machine, memory, tell
+from dynllava_jax.cli.output import add_json
 from dynllava_jax.errors import InputError
 
 
@@ -14,7 +16,9 @@ def add_parser(subparsers: Any) -> None:
         "generate",
         help="prefill and decoding",
         description="Generates answers of fixed length with the engine that serves users, by the model's own sparsity "
-        "and dense.",
+        "and dense. FLOPs are those of `dynllava flops`, exact, of the decoder's layers; the least time of a token is "
+        "that of reading the weights and what is kept of the cache, at the speed of a copy measured here (without a "
+        "cache: of the arithmetic, at that of a matrix product).",
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", metavar="NAME_OR_DIR", help="demo, or a converted checkpoint")
@@ -36,27 +40,28 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    shape, preset, cached = _what(args)
+    what = _what(args)
     if args.model is None and not args.random_weights:
-        raise InputError(f"{preset} has no weights here; add --random-weights, or name a checkpoint with --model.")
+        raise InputError(f"{what[1]} has no weights here; add --random-weights, or name a checkpoint with --model.")
     if args.model is not None and args.random_weights:
         raise InputError("--model brings its own weights; drop --random-weights, or name a --preset.")
+    tell(args.json, _measure(args, *what), line)
+    return 0
+
+
+def _measure(args: argparse.Namespace, shape: Any, preset: str, cached: bool) -> Iterator[dict[str, Any]]:
     from dynllava_jax.benchmark.generation import bench_generation
 
     model, dtype = _model(args, preset, shape)
-    records = []
-    for record in bench_generation(model, dtype, shape, cached=cached, dense_only=args.dense, least=args.round):
-        records.append({"model": args.model or preset, "dtype": dtype} | record)
-        if args.json != "-":
-            print(_line(records[-1]), flush=True)
-    if args.json is not None:
-        write_json(args.json, records)
-    return 0
+    machine = measured_machine(dtype, args.round)
+    records = bench_generation(model, dtype, shape, machine, cached=cached, dense_only=args.dense, least=args.round)
+    for record in records:
+        yield {"model": args.model or preset, "dtype": dtype} | record | machine.record()
 
 
 def _what(args: argparse.Namespace) -> tuple[Any, str, bool]:
     """What is generated, by which preset's shapes, and whether with a cache."""
-    from dynllava_jax.benchmark.generation import PAPER, GenerationShape
+    from dynllava_jax.benchmark.shapes import PAPER, GenerationShape
 
     shape, preset, cached = GenerationShape(1, 64, 1, 128), args.preset or "dynamic_llava_7b", not args.no_cache
     if args.paper is not None:
@@ -91,12 +96,28 @@ def _check_memory(config: Any, preset: str, dtype: str) -> None:
     check_fits(preset, parameter_bytes(config, dtype), jax.devices()[:1])
 
 
-def _line(record: dict[str, Any]) -> str:
-    tower = "" if record["tower_seconds"] is None else f"tower {1e3 * record['tower_seconds']:.1f} ms, "
-    peak = "unknown" if record["peak_bytes"] is None else f"{record['peak_bytes'] / 2**30:.2f} GiB"
+def line(record: dict[str, Any]) -> str:
+    """One record as it is printed."""
+    if record["mode"] == "dynamic_to_dense":
+        return (
+            f"dynamic to dense: prefill {record['prefill_time_ratio']:.3f} of the time for "
+            f"{record['prefill_flops_ratio']:.3f} of the FLOPs, {record['prefill_time_over_flops']:.2f} times that; "
+            f"a token {record['token_time_ratio']:.3f} of the time"
+        )
     return (
-        f"{record['mode']:<8}{'cache' if record['cached'] else 'no cache':<9}batch {record['batch']}: {tower}prefill "
-        f"{1e3 * record['prefill_seconds']:.1f} ms, {record['ms_per_token']:.2f} ms a token, "
-        f"{record['tokens_per_second']:.1f} tokens/s; peak {peak}; kept {record['kept_image_tokens']} of "
-        f"{record['image_tokens']} image tokens, {record['kept_output_share']:.0%} of the answer"
+        f"{record['mode']:<8}{'cache' if record['cached'] else 'no cache':<9}batch {record['batch']}: "
+        f"{_part(record, 'tower')}{_part(record, 'prefill')}first token {1e3 * record['first_token_seconds']:.1f} ms, "
+        f"{record['ms_per_token']:.2f} ms a token (at least {record['least_ms_per_token']:.2f} ms: "
+        f"{record['share_of_roofline']:.1%} of the roofline), {record['tokens_per_second']:.1f} tokens/s; "
+        f"{memory(record)}; kept {record['kept_image_tokens']} of {record['image_tokens']} image tokens, "
+        f"{record['kept_output_share']:.0%} of the answer"
+    )
+
+
+def _part(record: dict[str, Any], name: str) -> str:
+    if record[f"{name}_seconds"] is None:
+        return ""
+    return (
+        f"{name} {1e3 * record[f'{name}_seconds']:.1f} ms ({record[f'{name}_tflops']:.2f} TFLOP/s, "
+        f"{record[f'{name}_share_of_matmul']:.1%} of matmul), "
     )

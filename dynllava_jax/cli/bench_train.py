@@ -1,10 +1,12 @@
-"""`dynllava bench train`: one training step and its share of what the devices could do."""
+"""`dynllava bench train`: one training step and its share of what the devices could do, by data sheet and measured."""
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.bench_records import measured_machine, memory, tell
+from dynllava_jax.cli.output import add_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,14 +25,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--remat", choices=("full", "dots", "none"), help="(the config's)")
     parser.add_argument("--attention", metavar="NAME", help="implementation (the config's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation (the config's)")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters, the decoder's weights stand (no)")
+    parser.add_argument(
+        "--round", type=float, default=0.2, metavar="SECONDS", help="of one round of measuring the machine (0.2)"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from dynllava_jax.benchmark.step import bench_step
+    tell(args.json, _measure(args), line)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from dynllava_jax.benchmark.step import StepShape, bench_step
     from dynllava_jax.config.experiment import read_experiment
-    from dynllava_jax.config.training import TrainConfig
+    from dynllava_jax.config.training import LoraConfig, TrainConfig
     from dynllava_jax.training.setup import preset_model
 
     config = TrainConfig() if args.config is None else read_experiment(args.config)
@@ -42,22 +53,26 @@ def run(args: argparse.Namespace) -> int:
         "attention": args.attention,
         "dtype": args.dtype,
     }
+    if args.lora is not None:
+        given["optimizer"] = dataclasses.replace(config.optimizer, lora=LoraConfig(rank=args.lora))
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
-    model = preset_model(config)
-    record = {"model": config.model, "dtype": config.dtype, "remat": config.remat, "mesh": config.mesh}
-    record |= bench_step(model, config, length=args.length, images=args.images, steps=args.steps)
-    if args.json is not None:
-        write_json(args.json, [record])
-    if args.json != "-":
-        print(_line(record))
-    return 0
+    model, shape = preset_model(config), StepShape(args.length, args.images)
+    shape.text(model)  # what does not fit is said before the machine is measured
+    machine = measured_machine(config.dtype, args.round)
+    about = {"model": config.model, "dtype": config.dtype, "remat": config.remat, "mesh": config.mesh}
+    about["lora"] = None if config.optimizer.lora is None else config.optimizer.lora.rank
+    yield about | bench_step(model, config, shape, machine, steps=args.steps) | machine.record()
 
 
-def _line(record: dict[str, Any]) -> str:
-    mfu = "MFU unknown here" if record["mfu"] is None else f"MFU {record['mfu']:.1%}"
-    peak = "unknown" if record["peak_bytes"] is None else f"{record['peak_bytes'] / 2**30:.2f} GiB"
+def line(record: dict[str, Any]) -> str:
+    """One record as it is printed."""
+    sheet = "data sheet unknown"
+    if record["mfu"] is not None:
+        sheet = f"MFU {record['mfu']:.1%} of the data sheet's {record['data_sheet_tflops']:.0f} TFLOP/s"
+    lora = "" if record["lora"] is None else f", adapters of rank {record['lora']}"
     return (
-        f"{record['model']}: {record['batch']} samples of {record['length']} tokens on {record['devices']} device(s) "
-        f"in {record['step_seconds']:.3f} s; {record['tokens_per_second']:.0f} tokens/s, "
-        f"{record['tflops_per_device']:.2f} TFLOP/s a device, {mfu}; peak {peak}"
+        f"{record['model']}{lora}: {record['batch']} samples of {record['length']} tokens on {record['devices']} "
+        f"device(s) in {record['step_seconds']:.3f} s; {record['tokens_per_second']:.0f} tokens/s, "
+        f"{record['tflops_per_device']:.2f} TFLOP/s a device: {sheet}, {record['share_of_matmul']:.1%} of the "
+        f"{record['matmul_tflops']:.1f} measured; {memory(record)}"
     )

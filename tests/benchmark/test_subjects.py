@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynllava_jax.benchmark import attention
 from dynllava_jax.benchmark.subjects import random_model, random_sample, with_room
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.data.spans import IGNORE, Kind
-from dynllava_jax.kernels import xla
 from dynllava_jax.testing import tiny_config
 
 CONFIG = tiny_config()
@@ -36,19 +34,3 @@ def test_a_sample_has_the_tokens_asked_for() -> None:
 def test_room_is_made_only_where_it_lacks() -> None:
     assert with_room(CONFIG, 512) is CONFIG
     assert with_room(CONFIG, 513).decoder.context == 513
-
-
-@pytest.mark.parametrize("operation", ["causal", "policy"])
-def test_the_reference_computes_the_same(operation: str) -> None:
-    inputs = attention._inputs(operation, attention.AttentionShape(1, 4, 2, 9, 8), "float32")
-    theirs = attention._references(operation)["jax_xla"](*inputs)
-    np.testing.assert_allclose(theirs, attention._door(operation, "xla")(*inputs), atol=1e-5)
-
-
-def test_the_reference_of_decoding_reads_the_whole_cache() -> None:
-    query, key, value, ((keys, values),), layer, lengths = attention._inputs(
-        "decode", attention.AttentionShape(1, 4, 2, 9, 8), "float32"
-    )
-    theirs = attention._references("decode")["jax_xla"](query, key, value, [(keys, values)], layer, lengths)
-    ours = xla.attention(*(jnp.broadcast_to(query, (1, 4, 9, 8)), keys[0], values[0]))[:, :, -1:]
-    np.testing.assert_allclose(theirs, ours, atol=1e-5)

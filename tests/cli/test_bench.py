@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from dynllava_jax.benchmark.generation import PAPER
+from dynllava_jax.benchmark import attention
+from dynllava_jax.benchmark.shapes import PAPER
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import PRESETS
+from tests.benchmark import document
 
 
 def bench(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -42,11 +44,36 @@ def test_attention(capsys: pytest.CaptureFixture[str]) -> None:
 def test_attention_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "attention", "--shape", "1,1,1,8,8", "--operation", "decode", *QUICK]) == 0
     out, err = capsys.readouterr()
-    numbers = r" +[\d.]+ ms +[\d.]+ TFLOP/s +[\d.]+% of matmul +[\d.]+ GB/s"
-    line = rf"decode 1,1,1,8,8 +xla +forward{numbers} \| [\d.]+ x as fast as jax_xla"
+    numbers = r" +[\d.]+ ms +[\d.]+ TFLOP/s +[\d.]+% of matmul +[\d.]+ GB/s +[\d.]+% of copy"
+    line = rf"decode 1,1,1,8,8 +xla +forward{numbers}, [\d.]+ x as fast as jax_xla"
     assert re.fullmatch(line, out.splitlines()[-1])
     assert "interpret-mode kernels are never timed" in err
     assert "not here" in out
+
+
+def test_attention_writes_the_keys_of_the_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attention, "measure", lambda *_, least: 0.5)  # cuDNN would be missing here
+    records = bench(capsys, "attention", "--shape", "1,2,1,32,16", "--operation", "policy", *QUICK)
+    assert not [record for record in records if "failed" in record]
+    assert document.keys("attention") <= document.names(records)
+
+
+def test_a_file_holds_the_records_of_what_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.5, 0.5, 0.5])
+
+    def stopped(*_: Any, least: float) -> float:
+        if (found := next(seconds, None)) is None:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(attention, "measure", stopped)
+    file = tmp_path / "records.json"
+    words = ["--shape", "1,1,1,8,8", "--operation", "policy", "--json", str(file), *QUICK]
+    assert main(["bench", "attention", *words]) == 130
+    (record,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert record["implementation"] == "jax_xla"
 
 
 @pytest.mark.slow
@@ -54,8 +81,12 @@ def test_attention_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_generation_dynamic_and_dense(cache: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "tiny", "--random-weights", "--batch", "2", "--prompt", "10", "--new-tokens", "5"]
     words += [] if cache else ["--no-cache"]
-    dynamic, dense = bench(capsys, "generate", *words, "--dtype", "float32", *QUICK)
-    assert (dynamic["mode"], dense["mode"]) == ("dynamic", "dense")
+    records = bench(capsys, "generate", *words, "--dtype", "float32", *QUICK)
+    dynamic, dense, related = records
+    assert (dynamic["mode"], dense["mode"], related["mode"]) == ("dynamic", "dense", "dynamic_to_dense")
+    assert document.keys("generate") <= document.names(records)
+    ratio = dynamic["prefill_seconds"] / dense["prefill_seconds"]
+    assert related["prefill_time_over_flops"] * related["prefill_flops_ratio"] == pytest.approx(ratio)
     assert (dynamic["kept_image_tokens"], dense["kept_image_tokens"]) == (6, 16)
     assert dense["kept_output_share"] == 1
     for record in (dynamic, dense):
@@ -75,8 +106,10 @@ def test_generation_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_training_step(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--preset", "tiny", "--batch", "2", "--length", "48", "--mesh", "data=1", "--steps", "2"]
-    (record,) = bench(capsys, "train", *words, "--dtype", "float32")
+    words = ["--preset", "tiny", "--batch", "2", "--length", "48", "--mesh", "data=1", "--steps", "2", "--lora", "4"]
+    (record,) = bench(capsys, "train", *words, "--dtype", "float32", *QUICK)
+    assert document.keys("train") <= document.names([record])
+    assert record["lora"] == 4
     assert record["tokens_per_second"] == pytest.approx(2 * 48 / record["step_seconds"])
     assert record["flops"] / record["step_seconds"] / 1e12 == pytest.approx(record["tflops_per_device"])
     assert record["mfu"] is None
@@ -102,6 +135,7 @@ def test_the_papers_shapes() -> None:
         (["generate", "--preset", "tiny", "--random-weights", "--batch", "0"], "batch must be 1 or more, not 0."),
         (["train", "--preset", "tiny", "--length", "16"], "1 images take 16 of 16 tokens; at least 2 must be left"),
         (["train", "--preset", "tiny", "--images", "-1"], "--images must be 0 or more, not -1."),
+        (["train", "--preset", "tiny", "--lora", "0"], "LoraConfig.rank must be above 0, not 0."),
         (["walk"], "invalid choice: 'walk'"),
     ],
 )

@@ -1,0 +1,42 @@
+"""What all of `dynllava bench` tells in the same way: the machine, and each record as soon as it is there."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dynllava_jax.cli.output import write_json
+
+
+def measured_machine(dtype: str, least: float) -> Any:
+    """Measures the device in the dtype that is benchmarked, and says what it can do."""
+    from dynllava_jax.benchmark.timing import machine
+
+    found = machine(dtype, least=least)
+    print(
+        f"dynllava: {found.kind}: matrix product {found.flops / 1e12:.1f} TFLOP/s in {dtype}, copy "
+        f"{found.bandwidth / 1e9:.0f} GB/s",
+        file=sys.stderr,
+    )
+    return found
+
+
+def tell(where: str | None, records: Iterable[dict[str, Any]], line: Callable[[dict[str, Any]], str]) -> None:
+    """Prints them one by one, as JSON alone where `where` is "-"; a FILE holds all so far, whatever ends the rest."""
+    done: list[dict[str, Any]] = []
+    for record in records:
+        done.append(record)
+        if where == "-":
+            write_json(where, [record])
+            continue
+        print(line(record), flush=True)
+        if where is not None:
+            write_json(where, done)
+
+
+def memory(record: dict[str, Any]) -> str:
+    """The peak in words, which only grows: what needed less than something before it, such as making the weights."""
+    peak = record["peak_bytes"]
+    if peak is None:
+        return "peak unknown"
+    most = " at most" if peak == record["peak_bytes_before"] else ""
+    return f"peak{most} {peak / 2**30:.2f} GiB"
