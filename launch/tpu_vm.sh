@@ -53,7 +53,7 @@ if [[ $registry == *.pkg.dev || $registry == gcr.io || $registry == *.gcr.io ]];
 fi
 # Each host says its own status: that of ssh to many hosts is not theirs.
 remote="echo dynllava-begun
-{ sudo docker stop -t 300 dynllava; while sudo docker inspect dynllava; do sleep 1; done; } >/dev/null 2>&1
+{ sudo docker stop -t 300 dynllava; while sudo docker container inspect dynllava; do sleep 1; done; } >/dev/null 2>&1
 $login${container[*]@Q}
 echo dynllava-status \$?"
 ssh=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet "--command=$remote")

@@ -1,6 +1,7 @@
 """Launchers run with commands that are not there: each writes down how it was called and does what the test says."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -36,12 +37,24 @@ class Desk:
         path = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PAUSE": "0"}
         command = ["bash", str(ROOT / "launch" / script), *words]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=kept | path | variables, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command,
+            env=kept | path | variables,
+            cwd=ROOT,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
+        )
 
     def run(self, script: str, *words: str, **variables: str) -> tuple[int, str, str]:
         """Status, stdout and stderr."""
         with self.start(script, *words, **variables) as process:
-            out, error = process.communicate(timeout=60)
+            try:
+                out, error = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would hold the pipes open
+                raise
         return process.returncode, out, error
 
 

@@ -33,7 +33,7 @@ EXPECTED = {
     "'--runtime-version=v2-alpha-tpuv5'  # if it is not there, at most 21 times\n"
     "'gcloud' 'compute' 'tpus' 'tpu-vm' 'ssh' 'dynllava' '--project=p' '--zone=z' '--worker=all' '--quiet' "
     "$'--command=echo dynllava-begun\\n{{ sudo docker stop -t 300 dynllava; "
-    "while sudo docker inspect dynllava; do sleep 1; done; }} >/dev/null 2>&1"
+    "while sudo docker container inspect dynllava; do sleep 1; done; }} >/dev/null 2>&1"
     "\\n\\'sudo\\' \\'docker\\' \\'run\\' \\'--rm\\' \\'--name=dynllava\\' \\'--privileged\\' \\'--net=host\\' "
     "\\'--ipc=host\\' \\'image\\' \\'--workdir=a b\\' \\'--distributed\\'\\necho dynllava-status $?'  "
     "# {again}\n",

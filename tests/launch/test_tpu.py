@@ -139,6 +139,24 @@ def test_new_hosts_are_let_into_the_registry_of_the_image(desk: Desk, image: str
     assert (login in out) == bool(registry)
 
 
+def test_a_host_stops_what_is_left_then_runs_the_container_and_says_its_status(desk: Desk) -> None:
+    desk.fake(
+        "gcloud",
+        GCLOUD.replace("*ssh*)", '*ssh*) for word; do [[ $word == --command=* ]] && bash -c "${word#*=}"; done'),
+    )
+    # A container is left from before, and is there for two more looks.
+    desk.fake("sudo", "case $2 in run) exit 75 ;; container) (($(grep -c inspect sudo.calls) < 3)) ;; esac")
+    (desk.folder / "state").write_text("ACTIVE\n")
+    status, out, error = desk.run("tpu_vm.sh", "--workdir=gs://b/a run", **VM | {"MAX_RESTARTS": "0"})
+    assert status == 75, error
+    assert out == "dynllava-begun\ndynllava-status 75\n"
+    assert desk.calls("sudo") == [
+        "docker stop -t 300 dynllava",
+        *["docker container inspect dynllava"] * 3,
+        "docker run --rm --name=dynllava --privileged --net=host --ipc=host image --workdir=gs://b/a run --distributed",
+    ]
+
+
 def test_ending_it_ends_the_watching(desk: Desk) -> None:
     desk.fake("gcloud", GCLOUD.replace("*ssh*)", "*ssh*) echo $$ > begun; exec sleep 60"))
     (desk.folder / "state").write_text("ACTIVE\n")
