@@ -22,6 +22,7 @@ from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
 from dynllava_jax.kernels.exact import exact
 from dynllava_jax.kernels.layout import across_lanes
+from dynllava_jax.kernels.target import target
 
 _LANES = 128
 _SUBLANES = 8
@@ -36,8 +37,14 @@ def read(
     *,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Partial:
-    """See `decode_join.Read`."""
+    """See `decode_join.Read`.
+
+    Raises:
+        NotImplementedError: a TPU that the kernels were never compiled for.
+    """
     (batch, groups, ratio, size), capacity = query.shape, keys.shape[3]
+    if not interpret:
+        tuning.tpu_side(target(), keys.dtype.itemsize)
     rows = pl.cdiv(ratio, _SUBLANES) * _SUBLANES
     tile, across = min(tuning.TPU_DECODE.keys, capacity), across_lanes(size)
     heads = _heads(groups, tile * size * keys.dtype.itemsize)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
+from dynllava_jax.kernels.target import target
 from dynllava_jax.kernels.triton import dot, fitting, row_products, triton_call
 
 
@@ -30,8 +31,14 @@ def read(
     *,
     interpret: bool = False,
 ) -> Partial:
-    """See `decode_join.Read`."""
+    """See `decode_join.Read`.
+
+    Raises:
+        NotImplementedError: a GPU that the kernels were never compiled for.
+    """
     batch, groups, ratio, size = query.shape
+    if not interpret:
+        tuning.gpu_blocks(target(), size, keys.dtype.itemsize)
     columns = fitting(size)
     sizes = tuning.GPU_DECODE
     tile = min(sizes.keys, sizes.tile_bytes // (columns * keys.dtype.itemsize))

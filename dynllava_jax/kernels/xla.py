@@ -43,7 +43,7 @@ def attention_weights(
     visible = apart >= 0
     if keep is not None:
         visible = visible & ((apart == 0) | keep[:, None, None, None, :])
-    return jax.nn.softmax(jnp.where(visible, _scores(query, key), -jnp.inf), axis=-1)
+    return jax.nn.softmax(jnp.where(visible, _scores(query, key), _per_chunk(-jnp.inf, first)), axis=-1)
 
 
 def policy_attention(
@@ -117,10 +117,19 @@ def _kept(
     apart = _apart(query, key, first)
     scores = _scores(query, key)
     visible = jnp.logical_and(real, apart >= 0) if causal else jnp.broadcast_to(real, scores.shape)
-    highest = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=-1, keepdims=True)
+    lowest, zero = _per_chunk(-jnp.inf, first), _per_chunk(0.0, first)
+    highest = jnp.max(jnp.where(visible, scores, lowest), axis=-1, keepdims=True)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
-    exponentials = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, 0.0)), 0.0)
+    exponentials = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, zero)), zero)
     return exponentials * jnp.where(apart == 0, 1.0, policy.astype(jnp.float32)[:, None, None, None, :])
+
+
+def _per_chunk(constant: float, first: int | Int[Array, ""]) -> float | Float[Array, ""]:
+    """A constant that, in a loop over chunks, depends on the chunk.
+
+    JAX moves what depends on none out of a loop that it differentiates: here an array as large as all scores of one.
+    """
+    return constant if isinstance(first, int) else jnp.where(first < 0, 1.0, constant)
 
 
 def cached_attention(
