@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -93,3 +94,7 @@ def test_images_hold_what_the_launchers_start() -> None:
         for copied in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
             assert all((ROOT / word).exists() for word in copied.split()), copied
         assert 'ENTRYPOINT ["launch/process.sh"]' in text
+        assert os.access(LAUNCH / "process.sh", os.X_OK)
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        (extras,) = re.findall(r"'\.\[(.+)\]'$", text, re.MULTILINE)
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
