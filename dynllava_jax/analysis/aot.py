@@ -53,8 +53,7 @@ def topology(name: str) -> list[Any]:
 
     Args:
         name: `v4`, `v5e`, `v5p` or `v6e` with the shape of the slice in chips (`v5e:2x2`, `v5p:2x2x1`), or `a100`,
-            `h100` (80 GB), `a100-40`, `h200` with hosts x GPUs per host (`a100:1x8`). A v4 chip counts as two devices,
-            one per core.
+            `h100` (80 GB), `a100-40`, `h200` with hosts x GPUs per host (`a100:1x8`). A chip is one device.
 
     Raises:
         InputError: an unknown name or shape, or the compiler is not installed.
@@ -138,8 +137,11 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
     sizes = [int(size) for size in shape.split("x")]
     # A slice smaller than one host's 2x2 chips exists only when the host is said to be that small.
     small = {"chips_per_host_bounds": (*sizes, 1, 1)[:3]} if math.prod(sizes) < 4 else {}
+    # Without it the two cores of a chip are devices of their own, as on a real v4 they are not.
+    joined = {"chip_config_name": "megacore"} if kind == "v4" else {}
     with _environment(_QUIET):
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **small).devices
+        name = f"{kind}:{shape}"
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **small, **joined).devices
 
 
 def _gpu(kind: str, shape: str) -> Sequence[Any]:

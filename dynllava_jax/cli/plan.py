@@ -9,6 +9,12 @@ from typing import Any
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.errors import InputError
 
+_EXCLUDES = {
+    "generate": ("largest_batch", "sweep", "samples", "remat"),
+    "sweep": ("largest_batch", "mesh", "remat"),
+}
+"""Options by those that they would make ineffective."""
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -28,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--largest-batch", action="store_true", help="look for the largest batch that fits")
     parser.add_argument("--sweep", action="store_true", help="try mesh shapes and remat policies, and rank them")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="of an epoch: steps, hours and chip-hours")
-    parser.add_argument("--mfu", type=float, default=0.4, help="model FLOP/s utilisation to suppose for it (0.4)")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="model FLOP/s utilisation to suppose for it and for data (0.4)"
+    )
     parser.add_argument(
         "--generate", metavar="ROWS,PROMPT,ANSWER", help="plan answers instead: requests, prompt and answer tokens"
     )
@@ -46,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava_jax.planning.request import Request
     from dynllava_jax.training.setup import preset_model
 
+    _refuse_what_is_ignored(args)
     # A plan reads neither data nor weights.
     given = ("--config.data.source=unread", "--config.init.checkpoint=unread")
     config = read_experiment(args.config, (*given, *args.overrides))
@@ -66,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         sweep=args.sweep,
         samples=args.samples,
         mfu=args.mfu,
+        recipe_batch=read_experiment(args.config).global_batch_size,
     )
     reports = list(ask(request, _tell))
     if args.picture is not None:
@@ -77,6 +87,17 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(found))
     best = reports[:1] if args.sweep else reports
     return 0 if all(report["fits"] for report in best) else 1
+
+
+def _refuse_what_is_ignored(args: argparse.Namespace) -> None:
+    """Raises InputError for options that do not go together: one of them would have no effect."""
+    given = {name for name, value in vars(args).items() if value not in (None, False, 0)}
+    if args.dense and args.generate is None:
+        raise InputError("--dense needs --generate: a step is always planned as it is trained.")
+    for option, others in _EXCLUDES.items():
+        if option in given and (wrong := [other for other in others if other in given]):
+            spelled = [f"--{name.replace('_', '-')}" for name in (option, wrong[0])]
+            raise InputError(f"{spelled[0]} does not go with {spelled[1]}; leave one of them out.")
 
 
 def _shape(text: str, model: Any, images: int, dense: bool) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 
@@ -35,10 +36,9 @@ class Chip:
 
 # Memory, FLOP/s and bandwidth: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data sheets of A100, H100, H200
 # (SXM). Links: the same pages, half of the bidirectional figure. Networks of GPU hosts are those of the usual machines:
-# one 200 Gbit/s adapter a GPU beside A100s, 400 Gbit/s beside H100s and H200s. The compiler takes each of the two cores
-# of a v4 chip for a device.
+# one 200 Gbit/s adapter a GPU beside A100s, 400 Gbit/s beside H100s and H200s.
 CHIPS = {
-    "v4": Chip("v4", 16 * _GIB, 137.5e12, 0.614e12, 75e9, 75e9, 8),
+    "v4": Chip("v4", 32 * _GIB, 275e12, 1.228e12, 150e9, 150e9, 4),
     "v5e": Chip("v5e", 16 * _GIB, 197e12, 0.819e12, 100e9, 100e9, 4),
     "v5p": Chip("v5p", 95 * _GIB, 459e12, 2.765e12, 300e9, 300e9, 4),
     "v6e": Chip("v6e", 32 * _GIB, 918e12, 1.640e12, 224e9, 224e9, 4),
@@ -65,6 +65,8 @@ _CUBES = {
     1024: "8x8x16",
     2048: "8x16x16",
 }
+_PODS = {"v4": (16, 16, 16), "v5p": (16, 16, 24)}
+"""The largest slice of each kind; smaller ones of whole cubes of 4x4x4 chips are sold besides those above."""
 _CORES = {"v4", "v5p"}
 """Kinds whose slices the cloud names by TensorCores, of which a chip has two: v5p-32 has 16 chips."""
 
@@ -89,7 +91,7 @@ class Machine:
 
     @property
     def devices(self) -> int:
-        return math.prod(self.shape) * (2 if self.chip.name == "v4" else 1)
+        return math.prod(self.shape)
 
     @property
     def per_host(self) -> int:
@@ -114,7 +116,8 @@ def machine(name: str) -> Machine:
     """The machine of that name: `v5e:8x8`, `v5litepod-64`, `v5p-32`, `a100:1x8`, `a100-40:2x8`, `h200:4x8`, …
 
     Raises:
-        InputError: an unknown kind (the nearest is given), or a size that is not sold (the nearest sizes are given).
+        InputError: an unknown kind (the nearest is given), or a size or a shape of a slice that is not sold (the
+            nearest are given).
     """
     text = name.strip().lower()
     kind, _, shape = text.partition(":")
@@ -134,7 +137,23 @@ def machine(name: str) -> Machine:
     if len(sizes) != wanted:
         example = f"{kind}:{'2x2x1' if wanted == 3 else '1x8' if chip.link != chip.network else '8x8'}"
         raise InputError(f"Topology {name!r} needs a shape of {wanted} sizes, such as {example}.")
+    if chip.link == chip.network and sizes not in (known := _slices(kind)):
+        chips = math.prod(sizes)
+        near = sorted(known, key=lambda shape: (abs(math.log(math.prod(shape) / chips)), math.dist(shape, sizes)))[:3]
+        spelled = ", ".join(f"{kind}:{'x'.join(map(str, shape))}" for shape in near)
+        raise InputError(f"Topology {name!r} is no slice that is sold; the nearest are {spelled}.")
     return Machine(name, chip, sizes)
+
+
+def _slices(kind: str) -> list[tuple[int, ...]]:
+    """Shapes in chips that a kind of TPU is sold in."""
+    listed = (_CUBES if kind in _CORES else _FLAT).values()
+    shapes = [tuple(map(int, shape.split("x"))) for shape in listed]
+    if kind in _PODS:
+        pod = _PODS[kind]
+        cubes = itertools.combinations_with_replacement(range(4, max(pod) + 1, 4), len(pod))
+        shapes += [cube for cube in cubes if all(map(int.__le__, cube, pod))]
+    return list(dict.fromkeys(shapes))
 
 
 def _sold(name: str, kind: str, count: int) -> str:

@@ -1,29 +1,26 @@
 """Does a run fit on a machine, and what does it cost? Answered by compiling what would run.
 
-Bytes are those of one device unless said otherwise.
+Bytes are those of one device unless said otherwise, FLOPs those of all devices together.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynllava_jax.analysis import aot
-from dynllava_jax.analysis.flops import training_flops
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.kernels import api
 from dynllava_jax.planning.collectives import Traffic, traffic
 from dynllava_jax.planning.machine import Machine
-from dynllava_jax.planning.programs import DoesNotFitError, Program, answer_programs, on_device, step_program
-from dynllava_jax.planning.roofline import Roofline, prefill_flops, roofline, token_flops
+from dynllava_jax.planning.operations import Operations, prefill_operations, step_operations, token_operations
+from dynllava_jax.planning.programs import DoesNotFitError, Program, answer_programs, step_program
+from dynllava_jax.planning.roofline import Roofline, roofline
+from dynllava_jax.planning.state import State, training_state
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.training.ahead import arguments
 from dynllava_jax.training.setup import preset_model
 from dynllava_jax.training.step import Trainer
 
@@ -38,17 +35,20 @@ def plan_step(config: TrainConfig, machine: Machine, images: int = 1) -> Report:
     """
     model, length = preset_model(config), max(config.data.lengths or (config.data.max_length,))
     mesh = make_mesh(config.mesh, aot.topology(machine.topology))
-    operations = training_flops(model, config.optimizer, rows=config.global_batch_size, length=length, slots=images)
+    rows = config.global_batch_size
+    operations = step_operations(model, config.optimizer, rows=rows, length=length, images=images)
     report: Report = {
         "program": "step",
         "topology": machine.name,
         "mesh": dict(mesh.shape),
-        "global_batch": config.global_batch_size,
+        "global_batch": rows,
         "sequence_length": length,
         "remat": config.remat,
         "attention": _attention(config.attention, mesh),
-        "flops_per_step": operations,
-    } | _state(config, model, mesh, machine, length, images)
+        "flops_per_step": operations.exact,
+        **_operations(operations),
+        **_state(training_state(Trainer(model, config, mesh, total=1000), machine, length, images)),
+    }
     try:
         program = step_program(model, config, mesh, length, images)
     except DoesNotFitError as error:
@@ -72,29 +72,20 @@ def plan_answer(model: ModelConfig, shape: Shape, mesh: str, dtype: str, machine
         "attention": _attention(None, grid),
     }
     for name, compile in answer_programs(model, shape, grid, dtype).items():
-        prefill = name == "prefill"
-        operations = prefill_flops(model, shape) if prefill else token_flops(model, shape)
-        report = {"program": name, **shared, "flops": operations}
+        operations = (prefill_operations if name == "prefill" else token_operations)(model, shape)
+        report = {"program": name, **shared, "flops": operations.exact, **_operations(operations)}
         try:
             program = compile()
         except DoesNotFitError as error:
             yield report | {"fits": False, "problem": str(error)}
             continue
-        held = {"state_per_device": dict(program.held)} if program.held else {}
+        held = {"state_per_device": dict(program.held)}
         yield report | held | _measured(program, grid, machine, operations, program.read)
 
 
-def cost(report: Report, samples: int, mfu: float, machine: Machine) -> Report:
-    """Steps, hours and chip-hours of one epoch at a model FLOP/s utilisation that is supposed, not measured."""
-    steps = math.ceil(samples / report["global_batch"])
-    devices = math.prod(report["mesh"].values())
-    hours = steps * report["flops_per_step"] / (devices * machine.chip.flops * mfu) / 3600
-    return {"samples": samples, "mfu": mfu, "steps": steps, "hours": hours, "chip_hours": hours * devices}
-
-
-def _measured(program: Program, mesh: Mesh, machine: Machine, operations: float, moved: float) -> Report:
+def _measured(program: Program, mesh: Mesh, machine: Machine, operations: Operations, moved: float) -> Report:
     sent = traffic(program.text, mesh.devices.size, machine.per_host)
-    bounds = roofline(machine, mesh.devices.size, operations, moved, sent)
+    bounds = roofline(machine, mesh.devices.size, operations.exact, moved, sent)
     memory = program.memory
     return {
         "fits": memory.total <= machine.limit,
@@ -112,6 +103,10 @@ def _measured(program: Program, mesh: Mesh, machine: Machine, operations: float,
     }
 
 
+def _operations(operations: Operations) -> Report:
+    return {"flops_by_convention": dataclasses.asdict(operations)}
+
+
 def _collective(each: Traffic) -> Report:
     return {"kind": each.kind, "count": each.count, "sent": round(each.sent), "across_hosts": round(each.across)}
 
@@ -120,25 +115,14 @@ def _roofline(bounds: Roofline) -> Report:
     return {**dataclasses.asdict(bounds), "seconds": bounds.seconds, "bound": bounds.bound}
 
 
-def _state(config: TrainConfig, model: ModelConfig, mesh: Mesh, machine: Machine, length: int, images: int) -> Report:
-    """What the state takes on a device, on a host while it is saved, and on disk; what a host has to read."""
-    trainer = Trainer(model, config, mesh, total=1000)
-    (params, adam, _), frozen, batch = arguments(trainer, length, images)
-    parts = {"parameters": params, "moments": adam, "frozen": frozen, "batch": batch}
-    held = {name: on_device(part) for name, part in parts.items()}
-    whole = {name: sum(map(_whole, jax.tree.leaves(part))) for name, part in parts.items()}
-    saved = whole["parameters"] + whole["moments"]
+def _state(state: State) -> Report:
     return {
-        "state_per_device": held,
-        "checkpoint_bytes": saved,
-        # Each device's own part is copied to its host; what is replicated is written once, by its first owner.
-        "host_bytes_while_saving": (held["parameters"] + held["moments"]) * machine.per_host,
-        "host_bytes_per_step": math.ceil(whole["batch"] / machine.hosts),
+        "state_per_device": dict(state.held),
+        "activations_per_device": state.activations,
+        "checkpoint_bytes": state.checkpoint,
+        "host_bytes_while_saving": state.host_saving,
+        "host_bytes_per_step": state.host_batch,
     }
-
-
-def _whole(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
 
 
 def _attention(wanted: api.Implementation, mesh: Mesh) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -29,9 +30,9 @@ class Program:
         memory: of one device, weights that lie there without being read included.
         read: bytes of a device that it reads.
         seconds: that compiling took.
-        cpu_seconds: of all threads; on a busy machine the better measure.
+        cpu_seconds: of all threads and of assemblers that were called; on a busy machine the better measure.
         text: its HLO.
-        held: bytes of a device by what they are, where arguments are told apart.
+        held: bytes of a device by what they are, where arguments and output are told apart.
     """
 
     name: str
@@ -69,13 +70,20 @@ def answer_programs(model: ModelConfig, shape: Shape, mesh: Mesh, dtype: str) ->
     sizes = shape.deep_capacities(output_rate(model))
     expected = expected_growth(shape, output_rate(model))
 
-    def segment(name: str, grown: int) -> Program:
+    def sizes_of(grown: int) -> tuple[dict[str, int], dict[str, int]]:
         params, state = segment_arguments(model, shape, mesh, dtype=dtype, grown=grown)
-        held = {"weights": on_device(params), "cache": on_device(state.cache)}
-        return _timed(name, lambda: compile_segment(model, shape, mesh, dtype=dtype, grown=grown), held)
+        return {"weights": on_device(params)}, {"cache": on_device(state.cache)}
+
+    def prefill() -> Program:
+        weights, cache = sizes_of(0)
+        return _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype), weights, made=cache)
+
+    def segment(name: str, grown: int) -> Program:
+        weights, cache = sizes_of(grown)
+        return _timed(name, lambda: compile_segment(model, shape, mesh, dtype=dtype, grown=grown), weights | cache)
 
     programs: dict[str, Compile] = {
-        "prefill": lambda: _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype)),
+        "prefill": prefill,
         "decode": lambda: segment("decode", expected),
     }
     if expected < len(sizes) - 1:
@@ -98,9 +106,13 @@ def on_device(tree: Any) -> int:
 
 
 def _timed(
-    name: str, compile: Callable[[], jax.stages.Compiled], held: Mapping[str, int] = MappingProxyType({})
+    name: str,
+    compile: Callable[[], jax.stages.Compiled],
+    held: Mapping[str, int] = MappingProxyType({}),
+    made: Mapping[str, int] = MappingProxyType({}),
 ) -> Program:
-    start, cpu = time.monotonic(), time.process_time()
+    """`held` are bytes of arguments, `made` of output."""
+    start, cpu = time.monotonic(), _cpu_seconds()
     try:
         compiled = compile()
     except InputError:
@@ -109,7 +121,13 @@ def _timed(
         if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error).lower():
             raise DoesNotFitError(str(error).splitlines()[0][:300]) from None
         raise
-    seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu
+    seconds, cpu_seconds = time.monotonic() - start, _cpu_seconds() - cpu
     memory = aot.memory(compiled)
     there = dataclasses.replace(memory, arguments=max(memory.arguments, sum(held.values())))
-    return Program(name, there, memory.arguments, seconds, cpu_seconds, compiled.as_text() or "", held)
+    return Program(name, there, memory.arguments, seconds, cpu_seconds, compiled.as_text() or "", {**held, **made})
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it called and waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.inference.buckets import Shape
-from dynllava_jax.planning.machine import machine
-from dynllava_jax.planning.plan import Report, cost, plan_answer, plan_step
+from dynllava_jax.planning.cost import data_rate, epoch
+from dynllava_jax.planning.machine import Machine, machine
+from dynllava_jax.planning.plan import Report, plan_answer, plan_step
 from dynllava_jax.planning.search import largest_batch, sweep
 from dynllava_jax.training.setup import preset_model
 
@@ -24,7 +25,8 @@ class Request:
         largest: look for the largest batch.
         sweep: try meshes and remat policies.
         samples: of an epoch whose cost is wanted, 0 for none.
-        mfu: model FLOP/s utilisation to suppose for it.
+        mfu: model FLOP/s utilisation to suppose for it, and for what a host has to read.
+        recipe_batch: global batch of the recipe, from which a plan may differ; None: the config's.
     """
 
     config: TrainConfig
@@ -36,6 +38,7 @@ class Request:
     sweep: bool = False
     samples: int = 0
     mfu: float = 0.4
+    recipe_batch: int | None = None
 
 
 def answer(request: Request, tell: Callable[[str], None]) -> Iterator[Report]:
@@ -60,5 +63,15 @@ def answer(request: Request, tell: Callable[[str], None]) -> Iterator[Report]:
         tell("step")
         reports = [plan_step(request.config, where, request.images)]
     for report in reports:
-        priced = request.samples and "flops_per_step" in report
-        yield report | ({"cost": cost(report, request.samples, request.mfu, where)} if priced else {})
+        # A sweep also tells of meshes that were refused before anything was known of them.
+        yield report | _in_time(request, report, where) if "flops_per_step" in report else report
+
+
+def _in_time(request: Request, report: Report, where: Machine) -> Report:
+    """What becomes of a step in a run."""
+    recipe = request.config.global_batch_size if request.recipe_batch is None else request.recipe_batch
+    more: Report = {"recipe_global_batch": recipe, "off_recipe": report["global_batch"] != recipe}
+    more["host_bytes_per_second"] = data_rate(report, request.mfu, where)
+    if request.samples:
+        more["cost"] = epoch(report, request.samples, request.mfu, where)
+    return more

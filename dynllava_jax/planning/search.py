@@ -37,6 +37,7 @@ def largest_batch(config: TrainConfig, machine: Machine, images: int, tell: Tell
     low, high = 0, 1
     while high <= _MOST and fits(high):
         low, high = high, 2 * high
+    high = min(high, _MOST + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -7,16 +7,12 @@ from dynllava_jax.planning.plan import Report
 
 _GIB = 2**30
 _BAR, _ROW, _LEFT, _TOP = 420, 26, 250, 34
-_COLOURS = {"arguments": "#4c78a8", "temporaries": "#f58518", "output": "#54a24b"}
+_COLOURS = {"arguments": "#4c78a8", "activations": "#e45756", "other temporaries": "#f58518", "output": "#54a24b"}
 
 
 def lines(report: Report) -> Iterator[str]:
     """One report."""
-    mesh = spell(report["mesh"])
-    batch = (
-        f", {report['global_batch']} samples of {report['sequence_length']} tokens" if "global_batch" in report else ""
-    )
-    yield f"{report['program']} on {report['topology']}: mesh {mesh}{batch}"
+    yield f"{report['program']} on {report['topology']}: mesh {spell(report['mesh'])}{_batch(report)}"
     if "problem" in report:
         yield f"  does not fit: {report['problem']}"
     if "bytes_per_device" in report:
@@ -27,6 +23,14 @@ def lines(report: Report) -> Iterator[str]:
     if "state_per_device" in report:
         held = ", ".join(f"{name} {gib(size)}" for name, size in report["state_per_device"].items())
         yield f"  of which   {held} GiB"
+    if "activations_per_device" in report:
+        kept = gib(report["activations_per_device"])
+        yield f"             activations kept for the backward pass up to {kept} GiB, among the temporaries"
+    if "flops_by_convention" in report:
+        exact, paper = (report["flops_by_convention"][name] / 1e12 for name in ("exact", "eq13"))
+        passes = ", taken three times for a step" if report["program"] == "step" else ""
+        yield f"  FLOPs      {exact:.4g} TFLOP exact (every matrix product), {paper:.4g} TFLOP by the paper's eq. 13"
+        yield f"             (the decoder's layers{passes})"
     if "roofline" in report:
         times = report["roofline"]
         parts = ", ".join(f"{name} {_seconds(times[name])}" for name in ("compute", "memory", "network"))
@@ -35,15 +39,17 @@ def lines(report: Report) -> Iterator[str]:
         across = f", {gib(each['across_hosts'])} across hosts" if each["across_hosts"] else ""
         yield f"  {each['kind']:<20} {each['count']} times, {gib(each['sent'])} GiB sent by each device{across}"
     if "checkpoint_bytes" in report:
-        yield f"  checkpoint {gib(report['checkpoint_bytes'])} GiB; while it is saved a host holds "
-        yield f"             {gib(report['host_bytes_while_saving'])} GiB beside the run"
-        yield f"  data       {report['host_bytes_per_step'] / 1e6:.0f} MB a step and host"
+        saving = gib(report["host_bytes_while_saving"])
+        yield f"  checkpoint {gib(report['checkpoint_bytes'])} GiB; a host holds {saving} GiB more while it is saved"
+        yield f"  data       {report['host_bytes_per_step'] / 1e6:.0f} MB a step and host, decoded{_rates(report)}"
     if "cost" in report:
         cost = report["cost"]
         yield (
             f"  an epoch   of {cost['samples']} samples: {cost['steps']} steps, {cost['hours']:.1f} hours, "
             f"{cost['chip_hours']:.0f} chip-hours at {cost['mfu']:.0%} MFU (supposed)"
         )
+        if cost.get("least_hours", 0.0) > cost["hours"]:
+            yield f"             which no run reaches: it takes {cost['least_hours']:.1f} hours at least"
     yield f"  compiled in {report['compile_seconds']} s" if "compile_seconds" in report else ""
 
 
@@ -56,6 +62,7 @@ def ranking(reports: Sequence[Report]) -> Iterator[str]:
         times = report.get("roofline")
         bound = f"{_seconds(times['seconds']):>10}  {times['bound']}" if times else f"{'-':>10}"
         note = "" if report["fits"] else "  does not fit"
+        note += "  off-recipe batch" if report.get("off_recipe") else ""
         yield f"{mesh:<28}{report['remat']:<8}{total:>8}  {bound}{note}"
 
 
@@ -78,14 +85,37 @@ def picture(reports: Sequence[Report]) -> str:
         y, x = _TOP + _ROW * row, float(_LEFT)
         label = escape(f"{spell(report['mesh'])}  {report.get('remat', report['program'])}")
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{label}</text>')
-        for name, colour in _COLOURS.items():
-            width = report["bytes_per_device"][name] * scale
-            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>')
+        for name, size in _parts(report).items():
+            width = size * scale
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" fill="{_COLOURS[name]}"/>')
             x += width
         parts.append(f'<text x="{x + 6:.1f}" y="{y + 14}">{gib(report["bytes_per_device"]["total"])} GiB</text>')
     edge = _LEFT + limit * scale
     parts.append(f'<path d="M{edge:.1f} {_TOP - 6}V{height - 12}" stroke="#c00"/></svg>')
     return "\n".join(parts) + "\n"
+
+
+def _parts(report: Report) -> dict[str, int]:
+    """Bytes of a device, as they are drawn beside each other."""
+    size = report["bytes_per_device"]
+    kept = min(report.get("activations_per_device", 0), size["temporaries"])
+    rest = size["temporaries"] - kept
+    return {"arguments": size["arguments"], "activations": kept, "other temporaries": rest, "output": size["output"]}
+
+
+def _batch(report: Report) -> str:
+    if "global_batch" not in report:
+        return ""
+    aside = f" (off-recipe: the recipe has {report['recipe_global_batch']})" if report.get("off_recipe") else ""
+    return f", {report['global_batch']} samples{aside} of {report['sequence_length']} tokens"
+
+
+def _rates(report: Report) -> str:
+    """What a host has to have ready in a second."""
+    if (rates := report.get("host_bytes_per_second")) is None:
+        return ""
+    least = f"{rates['at_roofline'] / 1e6:.0f} MB/s at the least time, " if "at_roofline" in rates else ""
+    return f": {least}{rates['at_mfu'] / 1e6:.0f} MB/s at {rates['mfu']:.0%} MFU (supposed)"
 
 
 def spell(mesh: object) -> str:

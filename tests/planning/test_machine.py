@@ -26,7 +26,9 @@ GIVEN = ("--config.data.source=unread", "--config.init.checkpoint=unread")
         ("v5p-32", "v5p:2x2x4", 16, 4),
         ("v5p-128", "v5p:4x4x4", 64, 16),
         ("v6e-64", "v6e:8x8", 64, 16),
-        ("v4-8", "v4:2x2x1", 8, 1),
+        ("v4-8", "v4:2x2x1", 4, 1),
+        ("v4:4x4x12", "v4:4x4x12", 192, 48),
+        ("v5p:16x16x24", "v5p:16x16x24", 6144, 1536),
         ("a100:1x8", "a100:1x8", 8, 1),
         ("A100-80:1x8", "a100:1x8", 8, 1),
         ("a100-40:2x8", "a100-40:2x8", 16, 2),
@@ -52,6 +54,12 @@ def test_a_name_is_understood(name: str, topology: str, devices: int, hosts: int
         ("v5p:8x8", "needs a shape of 3 sizes, such as v5p:2x2x1"),
         ("a100", "needs a shape of 2 sizes, such as a100:1x8"),
         ("v5e:0x8", "needs a shape"),
+        ("v5e:7x9", "'v5e:7x9' is no slice that is sold; the nearest are v5e:8x8, v5e:4x8, v5e:8x16.$"),
+        ("v6e:8x4", "the nearest are v6e:4x8, "),
+        ("v6e:100x100", "the nearest are v6e:16x16, v6e:8x16, v6e:8x8.$"),
+        ("v5p:3x3x3", "the nearest are v5p:2x4x4, v5p:2x2x4, v5p:4x4x4.$"),
+        ("v4:12x4x4", "the nearest are v4:4x4x12, v4:4x8x8, "),
+        ("v5p:16x24x24", "the nearest are v5p:16x16x24, "),
     ],
 )
 def test_another_name_lists_the_nearest(name: str, words: str) -> None:

@@ -39,12 +39,44 @@ def test_a_step_is_told_of(topology: str, tmp_path: Path, capsys: pytest.Capture
     assert size["arguments"] >= sum(held.values()) * 0.99
     assert report["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert (report["global_batch"], report["sequence_length"], report["remat"]) == (16, 128, "none")
+    assert (report["recipe_global_batch"], report["off_recipe"]) == (8, True)
+    assert report["activations_per_device"] > 0
+    assert report["flops_by_convention"]["exact"] == report["flops_per_step"] < report["flops_by_convention"]["eq13"]
+    rates, step_seconds = report["host_bytes_per_second"], report["cost"]["hours"] * 3600 / 63
+    assert rates["mfu"] == 0.5
+    assert rates["at_mfu"] == pytest.approx(report["host_bytes_per_step"] / step_seconds)
+    assert rates["at_roofline"] == pytest.approx(report["host_bytes_per_step"] / report["roofline"]["seconds"])
     assert {each["kind"] for each in report["collectives"]} & {"all-gather", "all-reduce"}
     assert report["cost"]["steps"] == 63
     assert report["cost"]["chip_hours"] == pytest.approx(4 * report["cost"]["hours"])
     printed = capsys.readouterr().out
     assert "fits" in printed
     assert "63 steps" in printed
+    assert "16 samples (off-recipe: the recipe has 8) of 128 tokens" in printed
+    assert "exact" in printed
+    assert "eq. 13" in printed
+    assert "activations kept" in printed
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices", "memory"),
+    [
+        pytest.param("v4-8", 4, 32 * 2**30, marks=needs_compilers),
+        pytest.param("a100-40:2x8", 16, 40 * 2**30, marks=needs_compilers),
+        pytest.param("h100:2x8", 16, 84_929_347_584, marks=needs_compilers),
+        pytest.param("h200:1x1", 1, 150_754_820_096, marks=needs_compilers),
+    ],
+)
+def test_a_step_compiles_for_every_kind(topology: str, devices: int, memory: int, tmp_path: Path) -> None:
+    (report,) = plan(tmp_path, f"--topology={topology}", "--mesh=fsdp=-1")
+    assert report["fits"]
+    assert report["mesh"] == {"data": 1, "fsdp": devices, "tensor": 1}
+    assert report["bytes_per_device"]["limit"] == int(0.92 * memory)
+    assert bool(report["collectives"]) == (devices > 1)
+    across = sum(each["across_hosts"] for each in report["collectives"])
+    assert across <= sum(each["sent"] for each in report["collectives"])
+    assert (across > 0) == ("2x8" in topology)
+    assert report["roofline"]["seconds"] >= report["roofline"]["network"]
 
 
 @pytest.mark.parametrize("topology", [pytest.param("a100:1x1", marks=needs_compilers)])
@@ -52,8 +84,9 @@ def test_answers_are_told_of(topology: str, tmp_path: Path) -> None:
     reports = plan(tmp_path, f"--topology={topology}", "--mesh=data=1", "--generate=2,64,32")
     assert [report["program"] for report in reports] == ["prefill", "decode"]
     assert all(report["fits"] for report in reports)
-    held = reports[1]["state_per_device"]
-    assert 0 < held["cache"] < held["weights"]
+    made, held = (report["state_per_device"] for report in reports)
+    assert 0 < made["cache"] <= reports[0]["bytes_per_device"]["output"]
+    assert 0 < held["cache"] < held["weights"] == made["weights"]
     assert reports[1]["bytes_per_device"]["arguments"] >= sum(held.values())
     assert reports[1]["compile_cpu_seconds"] > 0
 
@@ -66,6 +99,14 @@ def test_answers_are_told_of(topology: str, tmp_path: Path) -> None:
         (("--topology=v5e:2x2", "--generate=8,x"), "--generate 8,x is not ROWS,PROMPT,ANSWER"),
         (("--topology=v5e:2x2", "--generate=8,4,2"), "a prompt has 1 x 16 image tokens at least"),
         (("--topology=v5e:2x2", "--config.model=None"), "the config names no preset"),
+        (("--topology=v5e:7x9",), "is no slice that is sold; the nearest are v5e:8x8, v5e:4x8, v5e:8x16"),
+        (("--topology=v5e:2x2", "--generate=8,64,2", "--largest-batch"), "--generate does not go with --largest-batch"),
+        (("--topology=v5e:2x2", "--generate=8,64,2", "--sweep"), "--generate does not go with --sweep"),
+        (("--topology=v5e:2x2", "--generate=8,64,2", "--samples=9"), "--generate does not go with --samples"),
+        (("--topology=v5e:2x2", "--generate=8,64,2", "--remat=full"), "--generate does not go with --remat"),
+        (("--topology=v5e:2x2", "--sweep", "--largest-batch"), "--sweep does not go with --largest-batch"),
+        (("--topology=v5e:2x2", "--sweep", "--mesh=fsdp=4"), "--sweep does not go with --mesh"),
+        (("--topology=v5e:2x2", "--dense"), "--dense needs --generate"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(

@@ -63,6 +63,72 @@ def test_rows_become_lines(folder: Path) -> None:
     assert any(line.startswith("| 13B | v5e-64 | not run |") for line in lines)
 
 
+def step(batch: int, seconds: float, **more: Any) -> dict[str, Any]:
+    """An optimizer step on eight A100, without what rows made by earlier versions lack."""
+    return {
+        "program": "step",
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+        "global_batch": batch,
+        "sequence_length": 2048,
+        "flops_per_step": 5.65e15,
+        "state_per_device": {"parameters": 3 << 30, "moments": 6 << 30, "frozen": 1 << 30, "batch": 11_000_000},
+        "checkpoint_bytes": 75 << 30,
+        "host_bytes_while_saving": 76 << 30,
+        "host_bytes_per_step": 88_000_000,
+        "fits": True,
+        "bytes_per_device": {"temporaries": 15 << 30, "total": 25 << 30, "limit": 73 << 30},
+        "collectives": [{"sent": 34 << 30}],
+        "roofline": {"seconds": seconds, "bound": "compute"},
+        "compile_seconds": 99.0,
+        "cost": {"samples": 656_000, "mfu": 0.4, "steps": 10_250, "hours": 16.1, "chip_hours": 128.8},
+        **more,
+    }
+
+
+def write(folder: Path, name: str, *reports: dict[str, Any]) -> None:
+    row = {"command": [], "jax": "1.2", "problem": None, "reports": reports}
+    (folder / f"{name}.json").write_text(json.dumps(row))
+
+
+def test_a_step_of_an_earlier_version_is_a_line(tmp_path: Path) -> None:
+    write(tmp_path, "training_7B_a100-1x8", step(64, 2.26))
+    write(tmp_path, "training_7B_h100-1x8", step(256, 8.0, activations_per_device=6 << 30))
+    lines = plan_table.page(tmp_path).splitlines()
+    first, second, needs, bounded = (line for line in lines if line.startswith(("| 7B | a100:1x8", "| 7B | h100:1x8")))
+    assert first.startswith("| 7B | a100:1x8 | fsdp=8 | 8 | 25.0 | 73.0 | yes | 3.0 / 6.0 / 15.0 | 2.26 s | compute |")
+    assert second.startswith("| 7B | h100:1x8 | fsdp=8 | 32 (off-recipe: batch 256) |")
+    assert "| 3.0 / 6.0 / 15.0 (6.0) | 8.00 s |" in second
+    # 88 MB in 2.26 s, or in 16.1 hours / 10250 steps.
+    assert needs == ("| 7B | a100:1x8 | 5.65 / 7.18 | 75.0 | 76.0 | 88 | 39 / 16 | 6.4 / 16.1 | 129 |")
+    assert "| 11 / 16 | 22.8 / 16.1 |" in bounded  # the network lets no run reach 40 %
+
+
+def test_a_step_that_the_compiler_found_too_large_still_costs(tmp_path: Path) -> None:
+    report = step(64, 1.0, fits=False, problem="RESOURCE_EXHAUSTED")
+    for name in ("roofline", "bytes_per_device", "collectives", "compile_seconds"):
+        del report[name]
+    write(tmp_path, "training_7B_a100-1x8", report)
+    lines = [line for line in plan_table.page(tmp_path).splitlines() if line.startswith("| 7B | a100:1x8")]
+    assert lines[0].startswith("| 7B | a100:1x8 | fsdp=8 | 8 | RESOURCE_EXHAUSTED |")
+    assert "| 88 | – / 16 | – / 16.1 | 129 |" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "kept"),
+    [(30.0, None, True), (300.0, 100.0, True), (170.0, 200.0, True), (300.0, 200.0, False), (300.0, None, False)],
+)
+def test_the_page_tells_what_took_too_long_to_compile(
+    wall: float, cpu: float | None, kept: bool, tmp_path: Path
+) -> None:
+    seconds = {"compile_seconds": wall} | ({} if cpu is None else {"compile_cpu_seconds": cpu})
+    write(tmp_path, "training_7B_a100-1x8", step(64, 2.0) | seconds)
+    write(tmp_path, "training_13B_a100-1x8", step(64, 2.0))
+    found = plan_table.page(tmp_path)
+    assert "The bound for each program is 3 minutes on two idle cores." in found
+    above = f"; above it: 7B on a100:1x8, step (300 / {'–' if cpu is None else 200})."
+    assert f"{1 + kept} of 2 programs keep it{'.' if kept else above}" in found
+
+
 def test_only_what_is_missing_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     monkeypatch.setattr(plan_table, "make", lambda row, folder: made.append(row.name))

@@ -17,10 +17,11 @@ pytestmark = [
 ]
 
 
-def test_eight_samples_a_device_fit_eight_a100_without_accumulation():
-    config = TrainConfig()
+@pytest.mark.parametrize("model", ["dynamic_llava_7b", "dynamic_llava_13b"])
+def test_eight_samples_a_device_fit_eight_a100_without_accumulation(model: str):
+    config = TrainConfig(model=model)
     mesh = make_mesh("fsdp=8", aot.topology("a100:1x8"))
     assert config.global_batch_size == 64
     assert config.device_batch_size is None
-    needed = aot.memory(compile_step(get_preset("dynamic_llava_7b"), config, mesh, length=2048))
+    needed = aot.memory(compile_step(get_preset(model), config, mesh, length=2048))
     assert needed.total < 0.92 * 80 * 10**9
