@@ -76,7 +76,7 @@ def explain(status: int, fatal: str, hosts: Sequence[str]) -> str | None:
         # Without a name it is the coordinator, which is process 0, that cannot be reached.
         lost = [int(task.rpartition(":")[2]) for task in found[1].split()] if found else [0]
         names = ", ".join(f"process {number}{_on(number, hosts)}" for number in lost)
-        return f"{names} {'was' if len(lost) == 1 else 'were'} lost (killed, or its host went away): {_AGAIN}."
+        return f"{names} {'was' if len(lost) == 1 else 'were'} lost (killed or hung, or its host went away): {_AGAIN}."
     if status in _ORDERLY:
         return None
     how = signal.Signals(-status).name if status < 0 else f"status {status}"

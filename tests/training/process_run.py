@@ -13,6 +13,11 @@ from dynllava_jax.cli.main import main
 from dynllava_jax.training import guard
 
 
+def told_at(ids: str | os.PathLike[str]) -> Path:
+    """A file that is made when the process that writes to `ids` sends itself its signal."""
+    return Path(f"{ids}.told")
+
+
 def telling_feed() -> type:
     """A feed that writes the ids of every step to a file."""
     from dynllava_jax.training.feed import DeviceBatch, Feed
@@ -22,6 +27,7 @@ def telling_feed() -> type:
             batch = super().__next__()
             step, _, name = os.environ.get("SIGNAL", "").partition(":")
             if step == str(batch.step):
+                told_at(os.environ["IDS"]).touch()
                 os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
             with Path(os.environ["IDS"]).open("a") as file:
                 file.write(json.dumps([batch.step, batch.ids]) + "\n")

@@ -38,7 +38,9 @@ def test_an_end_that_was_told_needs_no_words(status: int) -> None:
 def test_the_lost_are_named() -> None:
     line = explain(-6, FATAL.format(more=""), HOSTS)
     assert line is not None
-    assert line.startswith("process 1 on beta was lost (killed, or its host went away): the run stops on all hosts; ")
+    assert line.startswith(
+        "process 1 on beta was lost (killed or hung, or its host went away): the run stops on all hosts; "
+    )
     assert line.endswith("the launch scripts start it again, and it goes on from the last checkpoint.")
     line = explain(-6, FATAL.format(more="/job:jax_worker/replica:0/task:2\n"), HOSTS)
     assert line is not None
@@ -76,22 +78,23 @@ def test_the_page_of_frames_becomes_one_line(child: Path, tmp_path: Path, capfd:
     assert len(lines) == 2
 
 
-def test_status_arguments_and_signals_pass_through(child: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_status_arguments_and_signals_pass_through(child: Path, tmp_path: Path, number: signal.Signals) -> None:
     child.write_text(
-        f'#!/bin/sh\ntrap "exit 75" TERM\necho "$@" > {tmp_path}/told\ntouch {tmp_path}/ready\n'
+        f'#!/bin/sh\ntrap "exit 75" {number:d}\necho "$@" > {tmp_path}/told\ntouch {tmp_path}/ready\n'
         "while :; do sleep 0.05; done\n"
     )
 
     def stop() -> None:
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=stop).start()
     assert guard.guard(["train", "--x=1"]) == 75
     assert (tmp_path / "told").read_text().split() == ["-m", "dynllava_jax.cli.main", "train", "--x=1"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_only_the_child_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
