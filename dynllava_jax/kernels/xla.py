@@ -79,7 +79,8 @@ def policy_weights(
     real = (jnp.arange(key.shape[2]) < lengths[:, None])[:, None, None, None, :]
     kept = _kept(query, key, policy, real, causal, first)
     leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
-    return (kept + leak) / (jnp.sum(kept, axis=-1, keepdims=True) + eps)
+    whole = jnp.sum(kept, axis=-1, keepdims=True) + eps
+    return (kept + leak) / jnp.where(whole > 0.0, whole, 1.0)  # without a leak, padding may see nothing
 
 
 def lowest_denominator(

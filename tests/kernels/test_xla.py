@@ -104,17 +104,19 @@ def test_policy_of_ones_without_leak_is_causal_attention() -> None:
     np.testing.assert_allclose(plain, policy, atol=TOLERANCE)
 
 
-def test_gradients_of_padding_rows_are_finite_and_zero() -> None:
+@pytest.mark.parametrize("eps", [1e-6, 0.0])
+@pytest.mark.parametrize("kept", [1.0, 0.0])
+def test_gradients_of_padding_rows_are_finite_and_zero(kept: float, eps: float) -> None:
     query, key, value = (jnp.asarray(x) for x in arrays(5, (2, 2, 6, 8), (2, 2, 6, 8), (2, 2, 6, 8)))
     lengths = jnp.array([4, 0])
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, policy: jax.Array) -> jax.Array:
-        out = xla.policy_attention(query, key, value, policy, lengths)
+        out = xla.policy_attention(query, key, value, policy, lengths, eps=eps)
         return jnp.sum(jnp.where((jnp.arange(6) < lengths[:, None])[:, None, :, None], out, 0.0))
 
-    for gradient in jax.grad(loss, (0, 1, 2, 3))(query, key, value, jnp.ones((2, 6))):
+    for gradient in jax.grad(loss, (0, 1, 2, 3))(query, key, value, jnp.full((2, 6), kept)):
         assert np.isfinite(gradient).all()
-    gradient = jax.grad(loss, 1)(query, key, value, jnp.ones((2, 6)))
+    gradient = jax.grad(loss, 1)(query, key, value, jnp.full((2, 6), kept))
     assert not np.any(gradient[0, :, 4:])
     assert not np.any(gradient[1])
 
