@@ -1,8 +1,9 @@
 """Block sizes of the attention kernels: the one table, and where each number came from.
 
 None was measured on hardware yet. What stands here compiled without register spills and fits the fast memory, by
-ahead-of-time compilation with jax 0.10.2 for A100, H100, v4, v5e, v5p and v6e; among those the larger block was taken.
-`tests/kernels/test_policy_aot.py` and `test_decode.py` hold it for the shapes they name.
+ahead-of-time compilation with jax 0.10.2 for A100, H100, v4, v5e, v5p and v6e; among those the larger block was taken,
+where nothing else is said. `tests/kernels/test_policy_aot.py` and `test_decode.py` hold it: each head dimension that is
+served, both dtypes, with and without a policy.
 """
 
 import dataclasses
@@ -53,7 +54,12 @@ _SAME = {"H200": "H100", "GH200": "H100"}
 """GPUs whose cores are those of another one."""
 
 _TPU_SIDE = {2: 512, 4: 256}
-"""Bytes of a number -> queries and keys of one tile; 1024 overflows the memory of a v5p in the backward pass."""
+"""Bytes of a number -> queries and keys of one tile.
+
+In bfloat16, 1024 overflow the memory of a v5e and a v5p in the backward pass. In float32, 512 compile on all four
+generations too, but take 11 to 14 seconds of a CPU, and 256 take 3 to 4: float32 is for comparisons, and compiling is
+most of their time.
+"""
 _TPUS = ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v5p", "TPU v6 lite")
 
 
