@@ -13,7 +13,7 @@ from dynllava_jax.evaluation.subject import Place, Subject
 from tests.evaluation.models import write
 
 NAMED = {
-    "VISION": ("dense base", "dense control", "2-D pooling before the decoder, 20 %"),
+    "VISION": ("dense base", "dense control", "I|T, r = 20 %", "2-D pooling before the decoder, 20 %"),
     "LANGUAGE": ("I|T, r^OT = 50 %", "H2O 50 %"),
     "ABLATIONS": ("I|T as the paper trains it", "tau fixed"),
 }
@@ -44,7 +44,7 @@ def test_rows_are_run_once_and_the_others_say_why(
     command = ["eval", "demo", "--all", "--models", str(models), "--questions", "9", "--descriptions", "2"]
     command += ["--scenes", "2", "--out", str(out), "--rows", str(tmp_path / "rows")]
     assert main(command) == 0
-    assert capsys.readouterr().out == f"{out}: 5 rows, 2 not run\n"
+    assert capsys.readouterr().out == f"{out}: 6 rows, 2 not run\n"
     text = out.read_text()
     assert "- vision: dense base (no base_whole or base among the models)" in text
     assert "- ablations: tau fixed (no tau_fixed among the models)" in text
