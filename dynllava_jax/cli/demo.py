@@ -27,6 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "--descriptions", type=float, default=Mixture.descriptions, metavar="R", help="share of descriptions (0.3)"
     )
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of the scenes (0)")
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that draw; 0 draws in this one (0)"
+    )
     add_json(command)
     command.set_defaults(run=run_make)
 
@@ -57,10 +60,12 @@ def run_make(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise InputError(f"--samples must be 1 or more, not {args.samples}.")
+    if args.workers < 0:
+        raise InputError(f"--workers must be 0 or more, not {args.workers}.")
     mixture = Mixture(args.turns, args.descriptions)
     with Progress("drawing", "picture") as progress:
         progress.start(args.samples)
-        file = write(args.folder, args.split, args.samples, mixture, args.seed, progress.advance)
+        file = write(args.folder, args.split, args.samples, mixture, args.seed, progress.advance, workers=args.workers)
     if args.json is None:
         print(f"{file}: {args.samples} pictures, images in {args.folder}")
     else:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dynllava_jax.data.prompt import IMAGE_MARK
 from dynllava_jax.data.templates import Turn
+from dynllava_jax.data.workers import in_order
 from dynllava_jax.demo import descriptions
 from dynllava_jax.demo.questions import KINDS, ask
 from dynllava_jax.demo.render import box, render
@@ -83,11 +84,20 @@ def write(
     mixture: Mixture = Mixture(),
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    workers: int = 0,
 ) -> Path:
     """Writes the samples 0 … count - 1 of a split and returns the JSON file.
 
+    Args:
+        folder: made when it is not there.
+        split, count, mixture, seed: which samples, see `sample`.
+        progress: is told how many there are more.
+        workers: processes that draw, which changes no byte; 0 draws in this one.
+
     Raises:
         InputError: the file exists already, or the folder cannot be written.
+        CheckError: a worker process was killed.
     """
     file = folder / f"{split}.json"
     if file.exists():
@@ -95,13 +105,26 @@ def write(
     try:
         (folder / split).mkdir(parents=True, exist_ok=True)
         records = []
-        for index in range(count):
-            records.append(_write_sample(folder, split, sample(index, split, mixture, seed)))
+        for record in in_order(_Draw(folder, split, mixture, seed), range(count), workers):
+            records.append(record)
             progress(1)
-        file.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n")
+        file.write_text("[\n" + ",\n".join(records) + "\n]\n")
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return file
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Writes the pictures of one sample, in whatever process, and gives its JSON."""
+
+    folder: Path
+    split: Split
+    mixture: Mixture
+    seed: int
+
+    def __call__(self, index: int) -> str:
+        return json.dumps(_write_sample(self.folder, self.split, sample(index, self.split, self.mixture, self.seed)))
 
 
 def _write_sample(folder: Path, split: str, one: Sample) -> dict[str, Any]:

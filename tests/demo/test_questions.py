@@ -113,3 +113,16 @@ def test_the_command_writes_what_training_reads(tmp_path: Path, capsys: pytest.C
             assert np.asarray(mask).max() == len(raw["scene"]["things"])
     assert main(["demo", "make", str(tmp_path), "--split", "test"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_processes_write_the_same_bytes_in_the_same_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in ("0", "2"):
+        command = ["demo", "make", str(tmp_path / workers), "--samples", "40", "--seed", "3", "--workers", workers]
+        assert main(command) == 0
+    alone, shared = (sorted((tmp_path / workers).rglob("*.*")) for workers in ("0", "2"))
+    assert len(alone) == 81
+    assert [path.name for path in alone] == [path.name for path in shared]
+    for one, other in zip(alone, shared, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert main(["demo", "make", str(tmp_path / "none"), "--workers", "-1"]) == 2
+    assert "--workers" in capsys.readouterr().err
