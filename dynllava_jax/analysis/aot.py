@@ -30,10 +30,6 @@ _QUIET = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-TOWER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-"""By platform, for programs with the tower: without a GPU to tune on, XLA takes one block size for all of its own
-matrix products, and fails where that one does not fit (577 tokens). cuBLAS needs as much memory."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dynllava_jax.analysis.aot import TOWER_OPTIONS, compile_ahead, described, memory, place, topology
+from dynllava_jax.analysis.aot import compile_ahead, described, memory, place, topology
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
@@ -55,7 +55,9 @@ def compile_segment(
     with _tracing(where):
         body, params, state = engine.segment_program(shape, config.sparsity, grown)
         limit = place(limit, where if mesh is None else replicated(mesh))
-        return compile_ahead(body, params, _place(state, where), limit, donate_argnums=(1,))
+        return compile_ahead(
+            body, params, _place(state, where), limit, donate_argnums=(1,), compiler_options=engine.xla_options
+        )
 
 
 def segment_arguments(
@@ -72,12 +74,10 @@ def compile_prefill(
     config: ModelConfig, shape: Shape, where: Any, *, dtype: str = "bfloat16", attention: api.Implementation = None
 ) -> jax.stages.Compiled:
     """Compiles what `Engine.open` runs; arguments as those of `compile_segment`."""
-    engine, mesh = _engine(config, where, dtype, attention)
-    device = where if mesh is None else mesh.devices.flat[0]
+    engine, _ = _engine(config, where, dtype, attention)
     with _tracing(where):
         body, params, arguments = engine.prefill_program(shape, config.sparsity)
-        options = TOWER_OPTIONS.get(device.platform)
-        return compile_ahead(body, params, *_place(arguments, where), compiler_options=options)
+        return compile_ahead(body, params, *_place(arguments, where), compiler_options=engine.xla_options)
 
 
 def _engine(config: ModelConfig, where: Any, dtype: str, attention: api.Implementation) -> tuple[Engine, Mesh | None]:

@@ -1,6 +1,7 @@
 """The parts of a generation that can be timed by themselves: tower with projector, and the decoder's prefill."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,8 @@ def time_parts(
         )
     )
     keys = engine.place(jax.random.split(jax.random.key(0), shape.rows))
-    look = jax.jit(lambda model, batch, keys: see(model, batch, keys, engine.dtype))
+    jit = functools.partial(jax.jit, compiler_options=engine.xla_options)
+    look = jit(lambda model, batch, keys: see(model, batch, keys, engine.dtype))
     images = look(model, batch, keys)
     tower = None if images is None else measure(look, model, batch, keys, least=least)
 
@@ -58,7 +60,7 @@ def time_parts(
         return out.logits, out.cache
 
     without_pixels = dataclasses.replace(batch, images=None)
-    return Parts(tower, measure(jax.jit(run), model, without_pixels, keys, images, least=least))
+    return Parts(tower, measure(jit(run), model, without_pixels, keys, images, least=least))
 
 
 def decode_weights(engine: Engine, sparsity: SparsityConfig) -> int:

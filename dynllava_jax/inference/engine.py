@@ -28,6 +28,7 @@ from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, batch_parts
+from dynllava_jax.sharding.xla_options import xla_options
 
 
 class Asked(NamedTuple):
@@ -97,13 +98,15 @@ class Engine:
         self._collect_logits = collect_logits
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
-        self._prefill = jax.jit(self._run_prefill, static_argnames=("plan",))
-        self._segment = jax.jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
-        self._extend = jax.jit(self._run_extend, static_argnames=("plan",), donate_argnums=(3,))
+        self.xla_options = xla_options(None if self._constraint is None else self._constraint.device)
+        jit = functools.partial(jax.jit, compiler_options=self.xla_options)
+        self._prefill = jit(self._run_prefill, static_argnames=("plan",))
+        self._segment = jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
+        self._extend = jit(self._run_extend, static_argnames=("plan",), donate_argnums=(3,))
         self._repack = jax.jit(self._run_repack, static_argnames=("capacities",))
         self._grow = jax.jit(self._run_grow, static_argnames=("capacity",), donate_argnums=(0,))
-        self._nocache_open = jax.jit(self._run_nocache_open, static_argnames=("plan",))
-        self._nocache = jax.jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
+        self._nocache_open = jit(self._run_nocache_open, static_argnames=("plan",))
+        self._nocache = jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
 
     @property
     def model(self) -> DynamicLlava:

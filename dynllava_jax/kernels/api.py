@@ -33,19 +33,19 @@ from dynllava_jax.nn.constrain import Axes, compiled_for, per_shard
 Implementation = str | Sequence[str] | None
 """A name, names in order of preference, or None for the best of the platform that is compiled for."""
 
-_KERNELS: Mapping[str, tuple[policy_join.Make, decode_join.Read]] = {
-    "triton": (policy_triton.kernel, decode_triton.read),
-    "tpu": (policy_tpu.kernel, decode_tpu.read),
+_KERNELS: Mapping[str, tuple[policy_join.Make, decode_join.DecodeKernel]] = {
+    "triton": (policy_triton.kernel, decode_triton.kernel()),
+    "tpu": (policy_tpu.kernel, decode_tpu.kernel()),
     "triton-interpret": (
         functools.partial(policy_triton.kernel, interpret=True),
-        functools.partial(decode_triton.read, interpret=True),
+        decode_triton.kernel(interpret=True),
     ),
     "tpu-interpret": (
         functools.partial(policy_tpu.kernel, interpret=True),
-        functools.partial(decode_tpu.read, interpret=True),
+        decode_tpu.kernel(interpret=True),
     ),
 }
-"""What computes whole sequences, and what reads one block of a cache."""
+"""What computes whole sequences, and what reads a cache."""
 
 _Table = Mapping[str, Callable[..., Array]]
 _ATTENTION: _Table = {"xla": xla.attention, "chunked": chunked.attention} | {
@@ -56,7 +56,7 @@ _POLICY: _Table = {"xla": xla.policy_attention, "chunked": chunked.policy_attent
 }
 # Chunks: a handful of queries leaves nothing to cut.
 _CACHED: _Table = {"xla": xla.cached_attention, "chunked": xla.cached_attention} | {
-    name: functools.partial(decode_join.cached_attention, read) for name, (_, read) in _KERNELS.items()
+    name: functools.partial(decode_join.cached_attention, kernel) for name, (_, kernel) in _KERNELS.items()
 }
 
 _BEST = {"cpu": ("xla",), "gpu": ("triton", "chunked", "xla"), "tpu": ("tpu", "chunked", "xla")}

@@ -4,7 +4,9 @@ B batch, H query heads, G key/value heads, R = H/G queries per group, P parts of
 block, E head dimension. A kernel says how one block is read; the rest, here, is a few numbers per head.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ class Partial(NamedTuple):
 
 @runtime_checkable
 class Read(Protocol):
-    """Attends to the first `filled` entries of one layer of one block, reading no others."""
+    """Attends to what one layer of one block of the cache holds, reading nothing else."""
 
     def __call__(
         self,
@@ -42,14 +44,54 @@ class Read(Protocol):
         keys: Float[Array, "L B G C E"],
         values: Float[Array, "L B G C E"],
         layer: Int[Array, ""],
-        filled: Int[Array, " B"],
+        lengths: Int[Array, " B"],
+        start: int,
     ) -> Partial:
-        """The parts that the block was read in."""
+        """The parts that the block was read in; it begins at position `start`, and `lengths` count from 0."""
         ...
 
 
+@runtime_checkable
+class Join(Protocol):
+    """Brings the parts of all blocks and the new token's own key and value together, in the dtype of the query."""
+
+    def __call__(
+        self,
+        query: Float[Array, "B G R E"],
+        key: Float[Array, "B G 1 E"],
+        value: Float[Array, "B G 1 E"],
+        parts: Sequence[Partial],
+    ) -> Float[Array, "B G R E"]:
+        """The attention's output."""
+        ...
+
+
+def join(
+    query: Float[Array, "B G R E"],
+    key: Float[Array, "B G 1 E"],
+    value: Float[Array, "B G 1 E"],
+    parts: Sequence[Partial],
+) -> Float[Array, "B G R E"]:
+    """See `Join`; by XLA."""
+    sums, total, highest = (
+        jnp.concatenate(each, axis=2) for each in zip(_itself(query, key, value), *parts, strict=True)
+    )
+    above = highest - jnp.max(highest, axis=2, keepdims=True)
+    weights = jnp.exp(above * score_scale(sums.shape[-1]))
+    joined = jnp.sum(sums * weights[..., None], axis=2) / jnp.sum(total * weights, axis=2)[..., None]
+    return joined.astype(query.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeKernel:
+    """How a cache is read, and how the parts are brought together."""
+
+    read: Read
+    join: Join = join
+
+
 def cached_attention(
-    read: Read,
+    kernel: DecodeKernel,
     query: Float[Array, "B H T E"],
     key: Float[Array, "B G T E"],
     value: Float[Array, "B G T E"],
@@ -68,12 +110,11 @@ def cached_attention(
     if any(x.dtype != query.dtype for pair in blocks for x in pair):
         raise NotImplementedError(f"the cache must be {query.dtype.name}, as the queries are")
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
-    parts, start = [_itself(grouped, key, value)], 0
+    parts, start = [], 0
     for keys, values in blocks:
-        capacity = keys.shape[3]
-        parts.append(read(grouped, keys, values, layer, jnp.clip(lengths - start, 0, capacity)))
-        start += capacity
-    return _join(parts).reshape(query.shape).astype(query.dtype)
+        parts.append(kernel.read(grouped, keys, values, layer, lengths, start))
+        start += keys.shape[3]
+    return kernel.join(grouped, key, value, parts).reshape(query.shape)
 
 
 def score_scale(head_dim: int) -> float:
@@ -85,10 +126,3 @@ def _itself(query: Float[Array, "B G R E"], key: Float[Array, "B G 1 E"], value:
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     highest = exact(lambda left, right: jnp.sum(left * right, axis=-1), query, key, -1, -1)[:, :, None]
     return Partial(jnp.broadcast_to(value, query.shape)[:, :, None], jnp.ones_like(highest), highest)
-
-
-def _join(parts: list[Partial]) -> Float[Array, "B G R E"]:
-    sums, total, highest = (jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True))
-    above = highest - jnp.max(highest, axis=2, keepdims=True)
-    weights = jnp.exp(above * score_scale(sums.shape[-1]))
-    return jnp.sum(sums * weights[..., None], axis=2) / jnp.sum(total * weights, axis=2)[..., None]

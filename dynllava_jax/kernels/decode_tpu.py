@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from dynllava_jax.kernels import tuning
-from dynllava_jax.kernels.decode_join import NOTHING, Partial, score_scale
+from dynllava_jax.kernels.decode_join import NOTHING, DecodeKernel, Partial, score_scale
 from dynllava_jax.kernels.exact import exact
 from dynllava_jax.kernels.layout import across_lanes
 from dynllava_jax.kernels.target import target
@@ -28,12 +28,18 @@ _LANES = 128
 _SUBLANES = 8
 
 
-def read(
+def kernel(interpret: bool | pltpu.InterpretParams = False) -> DecodeKernel:
+    """How TPUs read a cache."""
+    return DecodeKernel(functools.partial(_read, interpret=interpret))
+
+
+def _read(
     query: Float[Array, "B G R E"],
     keys: Float[Array, "L B G C E"],
     values: Float[Array, "L B G C E"],
     layer: Int[Array, ""],
-    filled: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+    start: int,
     *,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Partial:
@@ -45,6 +51,7 @@ def read(
     (batch, groups, ratio, size), capacity = query.shape, keys.shape[3]
     if not interpret:
         tuning.tpu_side(target(), keys.dtype.itemsize)
+    filled = jnp.clip(lengths - start, 0, capacity)
     rows = pl.cdiv(ratio, _SUBLANES) * _SUBLANES
     tile, across = min(tuning.TPU_DECODE.keys, capacity), across_lanes(size)
     heads = _heads(groups, tile * size * keys.dtype.itemsize)

@@ -2,8 +2,10 @@
 
 B batch, H query heads, G key/value heads, S sequence, E head dimension.
 
-One row `policy` per sample says all about its keys: the keep policy, -1 for padding. With s the scores, m a row's
-largest score over the visible keys, w the key's policy (1 for the query's own), n the sample's real keys,
+One row `policy` per sample says all about its keys: the keep policy, -1 for padding, which stands at the end. What
+comes out for queries in padding is finite and means nothing, and so do their cotangents, which should be 0. With s the
+scores, m a row's largest score over the visible keys, w the key's policy (1 for the query's own), n the sample's real
+keys,
 
     out_i = (sum_j exp(s_ij - m_i) w_ij v_j + leak) / (sum_j exp(s_ij - m_i) w_ij + eps),  leak = eps / n sum_j v_j.
 
@@ -39,11 +41,13 @@ class Rule:
         eps: added to the denominator.
         hide: see `policy_tile.sight`; then the policy has no gradient.
         head_dim: of the scores' scale; arrays may be padded beyond it.
+        argmax: the forward pass notes which key has each row's largest score; only a gradient wants to know.
     """
 
     eps: float
     hide: bool
     head_dim: int
+    argmax: bool = False
 
 
 class Forward(NamedTuple):
@@ -153,7 +157,8 @@ def _padded(kernel: Kernel, rule: Rule, query: Array, key: Array, value: Array, 
 def _forward(
     kernel: Kernel, rule: Rule, query: Array, key: Array, value: Array, policy: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Forward]]:
-    found = kernel.forward(query, key, value, policy, _leak(value, policy, rule.eps), rule)
+    noted = dataclasses.replace(rule, argmax=not rule.hide)
+    found = kernel.forward(query, key, value, policy, _leak(value, policy, rule.eps), noted)
     out = checkpoint_name(found.out, RESIDUALS[0])
     found = Forward(out, *(checkpoint_name(row, RESIDUALS[1]) for row in found[1:]))
     return out, (query, key, value, policy, found)

@@ -21,7 +21,7 @@ class Sight(NamedTuple):
     """Who sees whom.
 
     Attributes:
-        visible: which keys a query sees.
+        visible: which keys a query sees; None where that need not be asked.
         weight: factor of each exponential.
         own: where key and query are one token; None in a tile that lies below the diagonal.
     """
@@ -81,22 +81,22 @@ class Slopes(NamedTuple):
     policy: Tile
 
 
-def slopes(scores: Tile, products: Tile, seen: Sight, rows: Rows, keys: Tile, *, hide: bool, scale: float) -> Slopes:
+def slopes(shares: Tile, products: Tile, seen: Sight, rows: Rows, keys: Tile, *, hide: bool) -> Slopes:
     """What the backward pass makes of a tile.
 
     Args:
-        scores: products of queries and keys.
+        shares: exponentials of the scores by their row's denominator, whether they are seen or not.
         products: of cotangents and values.
         seen: see `sight`.
-        rows: of the queries.
+        rows: of the queries; without `argmax` and `through` where what they say is added elsewhere.
         keys: their positions.
         hide: see `sight`.
-        scale: see `base2_scale`.
     """
-    shares = jnp.where(seen.visible, jnp.exp2((scores - rows.highest) * scale), 0.0) * rows.inverse
+    if seen.visible is not None:
+        shares = jnp.where(seen.visible, shares, 0.0)
     of_policy = shares * (products - rows.delta)
     of_score = of_policy * seen.weight
-    if not hide:
+    if not hide and rows.argmax is not None:
         # By index, not by value: the scores of this pass come from tiles of other shapes, and may be rounded otherwise.
         of_score = of_score + jnp.where(keys == rows.argmax, rows.through, 0.0)
     if seen.own is not None:

@@ -188,7 +188,7 @@ def _forward(
         scores = jnp.where(seen.visible, scores, LOWEST)
         before, here = highest[...], jnp.max(scores, axis=1, keepdims=True)
         larger = jnp.maximum(before, here)
-        if not rule.hide:
+        if rule.argmax:
             first = jnp.min(jnp.where(scores == here, keys, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
             argmax[...] = jnp.where(here > before, first, argmax[...])
         scale = base2_scale(rule.head_dim)
@@ -301,8 +301,8 @@ def _slopes(query, key, value, cotangent, refs, policy, row, column, rule, diago
     queries, keys = _positions(scores.shape, row, column)
     seen = sight(policy, queries, keys, hide=rule.hide, diagonal=diagonal)
     upright = Rows(*(jnp.expand_dims(ref[...][0], 1) for ref in refs))
-    products, scale = _products(cotangent, value, 1, 1), base2_scale(rule.head_dim)
-    return slopes(scores, products, seen, upright, keys, hide=rule.hide, scale=scale)
+    shares = jnp.exp2((scores - upright.highest) * base2_scale(rule.head_dim)) * upright.inverse
+    return slopes(shares, _products(cotangent, value, 1, 1), seen, upright, keys, hide=rule.hide)
 
 
 def _positions(shape, row, column):

@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.policy_join import Backward, Forward, Rule
-from dynllava_jax.kernels.policy_tile import LOWEST, Rows, base2_scale, sight, slopes
+from dynllava_jax.kernels.policy_tile import LOWEST, Rows, Sight, base2_scale, sight, slopes
 from dynllava_jax.kernels.target import target
-from dynllava_jax.kernels.triton import dot, fitting, row_products, triton_call
+from dynllava_jax.kernels.triton import cells, dot, fitting, quick_exp2, row_products, triton_call
 
-_INTERPRETED = tuning.GpuBlocks(64, 32, 1, 1, 32, 1, 1)
+_INTERPRETED = tuning.GpuBlocks(*[tuning.Walk(64, 32, 1, 1)] * 3)
 """Small tiles, so that short sequences have several."""
 
 
@@ -45,7 +46,7 @@ class Triton:
     interpret: bool
 
     def padded(self, length: int, head_dim: int) -> tuple[int, int]:
-        side = max(self.blocks.rows, self.blocks.side)
+        side = max(walk.rows for walk in (self.blocks.forward, self.blocks.keys, self.blocks.queries))
         return pl.cdiv(length, side) * side, fitting(head_dim)
 
     def forward(
@@ -58,17 +59,16 @@ class Triton:
         rule: Rule,
     ) -> Forward:
         batch, heads, length, size = query.shape
-        at = _Places(length, size, heads // key.shape[1])
-        part, row = at.part(self.blocks.rows), at.row_part(self.blocks.rows)
+        walk = self.blocks.forward
+        at = _Places(length, size, heads // key.shape[1], walk.rows, falling=True)
         numbers = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
-        out, *rows = triton_call(
-            functools.partial(_forward, rule=rule, side=self.blocks.keys),
-            warps=self.blocks.warps,
-            stages=self.blocks.stages,
-            interpret=self.interpret,
-            grid=(length // self.blocks.rows, heads, batch),
-            in_specs=(part, at.shared, at.shared, at.policy, at.leak),
-            out_specs=(part, row, row, row),
+        out, *rows = self._call(
+            _forward,
+            query,
+            walk,
+            rule,
+            in_specs=(at.part, at.shared, at.shared, at.policy, at.leak),
+            out_specs=(at.part, at.row_part, at.row_part, at.row_part),
             out_shape=(query, numbers, numbers, jax.ShapeDtypeStruct(numbers.shape, jnp.int32)),
             name="policy_attention",
         )(query, key, value, policy, leak)
@@ -85,61 +85,117 @@ class Triton:
         rule: Rule,
     ) -> Backward:
         batch, heads, length, size = query.shape
-        ratio, side = heads // key.shape[1], self.blocks.side
-        at = _Places(length, size, ratio)
-        part, row = at.part(side), at.row_part(side)
+        ratio = heads // key.shape[1]
+        rows = _shielded(rows, policy, rule, _is_quick(query))
+        args = (query, key, value, cotangent, *rows, policy)
         each = jax.ShapeDtypeStruct(query.shape, key.dtype if ratio == 1 else jnp.float32)
-
-        def call(kernel: Any, name: str, **specs: Any) -> Any:
-            return triton_call(
-                functools.partial(kernel, rule=rule, side=side),
-                warps=self.blocks.side_warps,
-                stages=self.blocks.side_stages,
-                interpret=self.interpret,
-                grid=(length // side, heads, batch),
-                name=f"policy_attention_{name}",
-                **specs,
-            )(query, key, value, cotangent, *rows, policy)
-
-        of_key, of_value, of_policy = call(
+        walk = self.blocks.keys
+        at = _Places(length, size, ratio, walk.rows)
+        of_key, of_value, of_policy = self._call(
             _backward_keys,
-            "keys",
-            in_specs=(at.all, at.shared_part(side), at.shared_part(side), at.all, *[at.row] * 5, at.policy_part(side)),
-            out_specs=(part, part, row),
+            query,
+            walk,
+            rule,
+            in_specs=(at.all, at.shared_part, at.shared_part, at.all, *[at.row] * 5, at.policy_part),
+            out_specs=(at.part, at.part, at.row_part),
             out_shape=(each, each, jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
-        )
-        of_query = call(
+            name="policy_attention_keys",
+        )(*args)
+        walk = self.blocks.queries
+        at = _Places(length, size, ratio, walk.rows, falling=True)
+        of_query = self._call(
             _backward_queries,
-            "queries",
-            in_specs=(part, at.shared, at.shared, part, *[row] * 5, at.policy),
-            out_specs=part,
+            query,
+            walk,
+            rule,
+            in_specs=(at.part, at.shared, at.shared, at.part, *[at.row_part] * 5, at.policy),
+            out_specs=at.part,
             out_shape=query,
-        )
+            name="policy_attention_queries",
+        )(*args)
         return Backward(of_query, of_key, of_value, of_policy)
+
+    def _call(self, kernel: Any, query: Array, walk: tuning.Walk, rule: Rule, **options: Any) -> Any:
+        batch, heads, length, _ = query.shape
+        exp2 = quick_exp2 if not self.interpret else lambda x, scale, less: jnp.exp2(x * scale - less)
+        return triton_call(
+            functools.partial(kernel, rule=rule, side=walk.step, quick=_is_quick(query), exp2=exp2),
+            warps=walk.warps,
+            stages=walk.stages,
+            interpret=self.interpret,
+            grid=(length // walk.rows, heads, batch),
+            **options,
+        )
+
+
+def _is_quick(query: Array) -> bool:
+    """In float32 differences of scores are formed before they are scaled, and nothing is packed into scores."""
+    return query.dtype != jnp.float32
+
+
+def _shielded(rows: Rows, policy: Float[Array, "B S"], rule: Rule, quick: bool) -> Rows:
+    """Rows that saw nothing, and those in padding, get shares of 0 whatever they are compared with.
+
+    For quick kernels `highest` becomes what a scaled score is reduced by to be the logarithm of its share.
+    """
+    blind = rows.highest < LOWEST / 2
+    if not rule.hide:
+        blind |= policy[:, None] < 0
+    highest = jnp.where(blind, -LOWEST, rows.highest)
+    if quick:
+        highest = highest * base2_scale(rule.head_dim) - jnp.log2(rows.inverse)
+    return rows._replace(highest=highest, through=jnp.where(blind, 0.0, rows.through))
 
 
 class _Places:
-    """Which parts of the arrays a program (tile, head, sample) works on: whole sequences, or one tile of them."""
+    """Which parts of the arrays a program (tile, head, sample) works on: whole sequences, or one tile of them.
 
-    def __init__(self, length: int, size: int, ratio: int):
-        def sequence(rows: int, of: int, moves: bool) -> pl.BlockSpec:
-            return pl.BlockSpec((None, None, rows, size), lambda i, h, b: (b, lax.div(h, of), i if moves else 0, 0))
+    With `falling`, the last tiles come first, which have the most keys before them: no long one is left for the end.
+    """
+
+    def __init__(self, length: int, size: int, ratio: int, rows: int, falling: bool = False):
+        def tile(i: Any) -> Any:
+            return length // rows - 1 - i if falling else i
+
+        def sequence(count: int, of: int, moves: bool) -> pl.BlockSpec:
+            return pl.BlockSpec(
+                (None, None, count, size), lambda i, h, b: (b, lax.div(h, of), tile(i) if moves else 0, 0)
+            )
 
         self.all = sequence(length, 1, False)
         self.shared = sequence(length, ratio, False)
+        self.part = sequence(rows, 1, True)
+        self.shared_part = sequence(rows, ratio, True)
         self.row = pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))
+        self.row_part = pl.BlockSpec((None, None, rows), lambda i, h, b: (b, h, tile(i)))
         self.policy = pl.BlockSpec((None, length), lambda i, h, b: (b, 0))
+        self.policy_part = pl.BlockSpec((None, rows), lambda i, h, b: (b, tile(i)))
         self.leak = pl.BlockSpec((None, None, size), lambda i, h, b: (b, lax.div(h, ratio), 0))
-        self.part = lambda rows: sequence(rows, 1, True)
-        self.shared_part = lambda rows: sequence(rows, ratio, True)
-        self.row_part = lambda rows: pl.BlockSpec((None, None, rows), lambda i, h, b: (b, h, i))
-        self.policy_part = lambda rows: pl.BlockSpec((None, rows), lambda i, h, b: (b, i))
+
+
+def _seen(policy, queries, keys, hide, diagonal) -> Sight:
+    """As `sight`, but below the diagonal only queries in padding see keys in padding, which need not be hidden."""
+    seen = sight(policy, queries, keys, hide=hide, diagonal=diagonal)
+    return seen if hide or diagonal else seen._replace(visible=None)
 
 
 def _forward(
-    query_ref, key_ref, value_ref, policy_ref, leak_ref, out_ref, highest_ref, inverse_ref, argmax_ref, *, rule, side
+    query_ref,
+    key_ref,
+    value_ref,
+    policy_ref,
+    leak_ref,
+    out_ref,
+    highest_ref,
+    inverse_ref,
+    argmax_ref,
+    *,
+    rule,
+    side,
+    quick,
+    exp2,
 ):
-    tile, query, scale = pl.program_id(0), query_ref[...], base2_scale(rule.head_dim)
+    tile, query, scale = pl.num_programs(0) - 1 - pl.program_id(0), query_ref[...], base2_scale(rule.head_dim)
     rows = query.shape[0]
     queries = tile * rows + jnp.arange(rows)
 
@@ -148,15 +204,17 @@ def _forward(
         at = pl.ds(index * side, side)
         key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
-        seen = sight(policy_ref[at][None], queries[:, None], keys[None], hide=rule.hide, diagonal=diagonal)
-        scores = jnp.where(seen.visible, scores, LOWEST)
-        here = jnp.max(scores, axis=1)
+        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, diagonal)
+        if seen.visible is not None:
+            scores = jnp.where(seen.visible, scores, LOWEST)
+        here, first = _largest(scores, index * side, rule.argmax, quick)
         larger = jnp.maximum(highest, here)
-        if not rule.hide:
-            first = jnp.min(jnp.where(scores == here[:, None], keys[None], jnp.iinfo(jnp.int32).max), axis=1)
+        if rule.argmax:
             argmax = jnp.where(here > highest, first, argmax)
         shrink = jnp.exp2((highest - larger) * scale)
-        weights = jnp.where(seen.visible, jnp.exp2((scores - larger[:, None]) * scale), 0.0) * seen.weight
+        top = jnp.where(larger > LOWEST / 2, larger, 0.0)[:, None]  # where nothing is seen yet, all weights are 0
+        weights = exp2(scores, scale, top * scale) if quick else jnp.exp2((scores - top) * scale)
+        weights = weights * seen.weight
         total = total * shrink + jnp.sum(weights, axis=1)
         sums = sums * shrink[:, None] + dot(weights.astype(value.dtype), value)
         return larger, total, argmax, sums
@@ -178,6 +236,24 @@ def _forward(
     highest_ref[...], inverse_ref[...], argmax_ref[...] = highest, inverse, argmax
 
 
+def _largest(scores, start, argmax, quick):
+    """The largest score of each row, and, where `argmax` asks for it, the position of a key that has it.
+
+    The quick way writes the key's place in the tile into the last bits of its score, 7 of 24: finding both is then
+    as much work as finding one, and a maximum that is off by 2**-17 of itself serves as well.
+    """
+    places = jnp.arange(scores.shape[1])[None]
+    if argmax and quick:
+        low = scores.shape[1] - 1
+        packed = (lax.bitcast_convert_type(scores, jnp.int32) & ~low) | places
+        here = jnp.max(lax.bitcast_convert_type(packed, jnp.float32), axis=1)
+        return here, start + (lax.bitcast_convert_type(here, jnp.int32) & low)
+    here = jnp.max(scores, axis=1)
+    if not argmax:
+        return here, start
+    return here, start + jnp.min(jnp.where(scores == here[:, None], places, scores.shape[1]), axis=1)
+
+
 def _backward_keys(
     query_ref,
     key_ref,
@@ -195,10 +271,11 @@ def _backward_keys(
     *,
     rule,
     side,
+    quick,
+    exp2,
 ):
     tile, key, value, policy = pl.program_id(0), key_ref[...], value_ref[...], policy_ref[...]
-    scale = base2_scale(rule.head_dim)
-    keys = tile * side + jnp.arange(side)
+    keys = tile * key.shape[0] + jnp.arange(key.shape[0])
     refs = Rows(highest_ref, inverse_ref, argmax_ref, delta_ref, through_ref)
 
     # Keys stand along the first axis here, so that the tile multiplies queries and cotangents as it is: turned around,
@@ -208,18 +285,22 @@ def _backward_keys(
         at = pl.ds(index * side, side)
         query, cotangent, queries = query_ref[at, :], cotangent_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(key, query, lambda part: key_ref[:, part], lambda part: query_ref[at, part])
-        seen = sight(policy[:, None], queries[None], keys[:, None], hide=rule.hide, diagonal=diagonal)
         rows = Rows(*(ref[at][None] for ref in refs))
         products = row_products(value, cotangent, lambda part: value_ref[:, part], lambda part: cotangent_ref[at, part])
-        found = slopes(scores, products, seen, rows, keys[:, None], hide=rule.hide, scale=scale)
+        seen = _seen(policy[:, None], queries[None], keys[:, None], rule.hide, diagonal)
+        shares = _shares(scores, rows, rule, quick, exp2)
+        found = slopes(shares, products, seen, rows, keys[:, None], hide=rule.hide)
         of_value = of_value + dot(found.probability.astype(cotangent.dtype), cotangent)
         of_key = of_key + dot(found.score.astype(query.dtype), query)
         return of_key, of_value, of_policy + jnp.sum(found.policy, axis=1)
 
     zeros = jnp.zeros(key.shape, jnp.float32)
-    carry = step(tile, (zeros, zeros, jnp.zeros((side,))), True)
-    tiles = query_ref.shape[0] // side
-    of_key, of_value, of_policy = lax.fori_loop(tile + 1, tiles, functools.partial(step, diagonal=False), carry)
+    each, tiles = key.shape[0] // side, query_ref.shape[0] // side
+    carry = (zeros, zeros, jnp.zeros(key.shape[:1]))
+    carry = lax.fori_loop(tile * each, (tile + 1) * each, functools.partial(step, diagonal=True), carry)
+    of_key, of_value, of_policy = lax.fori_loop(
+        (tile + 1) * each, tiles, functools.partial(step, diagonal=False), carry
+    )
     of_key_ref[...] = (of_key * (1.0 / rule.head_dim**0.5)).astype(of_key_ref.dtype)
     of_value_ref[...] = of_value.astype(of_value_ref.dtype)
     of_policy_ref[...] = of_policy
@@ -240,9 +321,12 @@ def _backward_queries(
     *,
     rule,
     side,
+    quick,
+    exp2,
 ):
-    tile, query, cotangent, scale = pl.program_id(0), query_ref[...], cotangent_ref[...], base2_scale(rule.head_dim)
-    queries = tile * side + jnp.arange(side)
+    tile, query, cotangent = pl.num_programs(0) - 1 - pl.program_id(0), query_ref[...], cotangent_ref[...]
+    count, size = query.shape
+    queries = tile * count + jnp.arange(count)
     refs = Rows(highest_ref, inverse_ref, argmax_ref, delta_ref, through_ref)
     rows = Rows(*(ref[...][:, None] for ref in refs))
 
@@ -250,12 +334,27 @@ def _backward_queries(
         at = pl.ds(index * side, side)
         key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
-        seen = sight(policy_ref[at][None], queries[:, None], keys[None], hide=rule.hide, diagonal=diagonal)
         products = row_products(cotangent, value, lambda part: cotangent_ref[:, part], lambda part: value_ref[at, part])
-        found = slopes(scores, products, seen, rows, keys[None], hide=rule.hide, scale=scale)
+        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, diagonal)
+        shares = _shares(scores, rows, rule, quick, exp2)
+        found = slopes(shares, products, seen, rows._replace(argmax=None), keys[None], hide=rule.hide)
         return of_query + dot(found.score.astype(key.dtype), key)
 
-    # The tile on the diagonal is a loop of its own: written out after the other one, it would not fit the registers.
-    of_query = lax.fori_loop(0, tile, functools.partial(step, diagonal=False), jnp.zeros(query.shape, jnp.float32))
-    of_query = lax.fori_loop(tile, tile + 1, functools.partial(step, diagonal=True), of_query)
+    # The tiles on the diagonal are a loop of their own: written out after the other one, they would not fit the
+    # registers.
+    each = count // side
+    of_query = lax.fori_loop(0, tile * each, functools.partial(step, diagonal=False), jnp.zeros(query.shape))
+    of_query = lax.fori_loop(tile * each, (tile + 1) * each, functools.partial(step, diagonal=True), of_query)
+    if not rule.hide:
+        # What flows through the largest score goes to one key of each row: fetched once, not looked for in every tile.
+        held = pltriton.load(key_ref.at[cells(argmax_ref[...], jnp.arange(size))])
+        of_query = of_query + rows.through * held.astype(jnp.float32)
     of_query_ref[...] = (of_query * (1.0 / rule.head_dim**0.5)).astype(of_query_ref.dtype)
+
+
+def _shares(scores, rows, rule, quick, exp2):
+    """What each value's share of its row's output would be with a policy of 1, seen or not."""
+    scale = base2_scale(rule.head_dim)
+    if quick:
+        return exp2(scores, scale, rows.highest)
+    return jnp.exp2((scores - rows.highest) * scale) * rows.inverse

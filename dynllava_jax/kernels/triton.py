@@ -4,10 +4,12 @@ By default Pallas compiles for GPUs with Mosaic, which under JAX 0.10 aborts the
 every GPU from the A100 on, but is deprecated from JAX 0.11 on; the versions that `pyproject.toml` allows all have it.
 """
 
+import struct
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -46,6 +48,34 @@ def triton_call(
 def dot(left: Any, right: Any) -> Any:
     """A matrix product inside a kernel, in float32; of float32 numbers by float32 products, not by shorter ones."""
     return pltriton.dot(left, right, allow_tf32=left.dtype != jnp.float32)
+
+
+def quick_exp2(x: Any, scale: float, less: Any) -> Any:
+    """`exp2(x * scale - less)` of float32 numbers in two instructions, with results below 2**-126 as 0.
+
+    Caring for those takes twice as long, and product and difference would be two instructions. The interpreter does
+    not know it.
+
+    Args:
+        x: a tile.
+        scale: of it.
+        less: broadcasts against it.
+    """
+    bits = struct.unpack("<I", struct.pack("<f", scale))[0]
+    (found,) = pltriton.elementwise_inline_asm(
+        f"{{ .reg .f32 t; fma.rn.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}",
+        args=[x, jnp.broadcast_to(-less, x.shape)],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    )
+    return found
+
+
+def cells(row: Any, column: Any) -> tuple[Any, Any]:
+    """Indices of a tile, element by element: a slice may not reach beyond the array, even where it is masked."""
+    shape = (row.shape[0], column.shape[0])
+    return jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)
 
 
 def row_products(left: Any, right: Any, left_part: Callable[[Any], Any], right_part: Callable[[Any], Any]) -> Any:

@@ -15,38 +15,44 @@ CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class GpuBlocks:
-    """Blocks of the Triton kernels.
+class Walk:
+    """How a program of a Triton kernel walks over a sequence.
 
     Attributes:
-        rows, keys: queries and keys of one tile of the forward pass; `keys` divides `rows`.
-        warps, stages: of its programs.
-        side: queries and keys of one tile of the backward pass.
-        side_warps, side_stages: of its programs.
+        rows: queries (in the pass for keys: keys) that it works on.
+        step: keys (queries) that it takes at a time; divides `rows`.
+        warps, stages: of the program, and of its pipelined loop.
     """
 
     rows: int
-    keys: int
+    step: int
     warps: int
     stages: int
-    side: int
-    side_warps: int
-    side_stages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuBlocks:
+    """The three Triton kernels: forward, and backward for keys, values and policy, and for queries."""
+
+    forward: Walk
+    keys: Walk
+    queries: Walk
 
 
 # (GPU, bytes of a number, head dimension up to): shared memory of one block is 163 KiB on an A100, 227 KiB on an H100.
 # Exact products of float32 numbers take no tensor cores but many registers: larger tiles of them spill, in the backward
 # pass with heads of 128 all that are larger than the 16 x 16 that stand here. In bfloat16 a backward tile of 64 x 64
 # with heads of 128 compiles for an A100 with jax 0.10.2, and spills with 0.12.0.1.
+_SMALL = GpuBlocks(Walk(64, 16, 8, 2), Walk(16, 16, 4, 2), Walk(16, 16, 4, 2))
 _GPU = {
-    ("A100", 2, 64): GpuBlocks(128, 64, 8, 3, 64, 8, 2),
-    ("A100", 2, 128): GpuBlocks(128, 32, 8, 3, 32, 8, 2),
-    ("A100", 4, 64): GpuBlocks(64, 16, 8, 2, 32, 8, 2),
-    ("A100", 4, 128): GpuBlocks(64, 16, 8, 2, 16, 4, 2),
-    ("H100", 2, 64): GpuBlocks(128, 64, 8, 2, 64, 8, 2),
-    ("H100", 2, 128): GpuBlocks(128, 64, 8, 2, 64, 8, 2),
-    ("H100", 4, 64): GpuBlocks(64, 16, 8, 2, 32, 8, 2),
-    ("H100", 4, 128): GpuBlocks(64, 16, 8, 2, 16, 4, 2),
+    ("A100", 2, 64): GpuBlocks(Walk(128, 64, 8, 3), Walk(64, 64, 8, 2), Walk(64, 64, 8, 2)),
+    ("A100", 2, 128): GpuBlocks(Walk(128, 32, 8, 3), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
+    ("A100", 4, 64): GpuBlocks(Walk(64, 16, 8, 2), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
+    ("A100", 4, 128): _SMALL,
+    ("H100", 2, 64): GpuBlocks(Walk(128, 64, 8, 2), Walk(64, 64, 8, 2), Walk(64, 64, 8, 2)),
+    ("H100", 2, 128): GpuBlocks(Walk(128, 64, 8, 2), Walk(64, 64, 8, 2), Walk(64, 64, 8, 2)),
+    ("H100", 4, 64): GpuBlocks(Walk(64, 16, 8, 2), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
+    ("H100", 4, 128): _SMALL,
 }
 GPU_EXACT_COLUMNS = 32
 """Columns of float32 rows that are multiplied at a time: with whole rows of 64 or 128 the products spill."""
@@ -72,17 +78,19 @@ class GpuDecode:
         tile_bytes: of the keys of one tile, as many of values: `stages` of both fit the shared memory of an A100.
         keys: of one tile, at most: with more, the scores of a small head spill out of the registers.
         programs: as many are started where the batch has too few heads to fill a device; a guess.
+        parts: of one head at most: one program brings them together.
         warps, stages: of its programs.
     """
 
     tile_bytes: int
     keys: int
     programs: int
+    parts: int
     warps: int
     stages: int
 
 
-GPU_DECODE = GpuDecode(16384, 128, 512, 4, 3)
+GPU_DECODE = GpuDecode(16384, 128, 512, 64, 4, 3)
 """Compiled for A100 and H100."""
 
 

@@ -22,7 +22,7 @@ from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.param import normal, param
 from dynllava_jax.nn.rope import Rope
-from dynllava_jax.nn.stack import num_layers, stack
+from dynllava_jax.nn.stack import stack
 
 Remat = Literal["full", "dots", "none"]
 """What a backward pass finds in memory: nothing but each layer's input, its matrix products too, or everything."""
@@ -123,8 +123,8 @@ def run_stack(
         remat: what a backward pass need not compute again.
     """
 
-    def body(x: Array, xs: tuple[DecoderLayer, Array]) -> tuple[Array, tuple[Any, ...]]:
-        layer, index = xs
+    def body(carry: tuple[Array, Array], layer: DecoderLayer) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+        x, index = carry
         with jax.named_scope("attention"):
             query, key, value = layer.attention.project(layer.attention_norm(x), by)
             x = x + layer.attention.merge(attend(query, key, value, index))
@@ -132,10 +132,11 @@ def run_stack(
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
         watched = None if watch is None else watch(query, key)
         key, value = (None if capacity is None else _pad(kept, capacity - x.shape[1]) for kept in (key, value))
-        return x, (key, value, x if trace else None, watched)
+        return (x, index + 1), (key, value, x if trace else None, watched)
 
-    xs = (layers, jnp.arange(num_layers(layers)))
-    hidden, (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), hidden, xs)
+    # Counted, not scanned over: cutting a number out of an array of them would be a kernel of its own in every layer.
+    carry = (hidden, jnp.zeros((), jnp.int32))
+    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, layers)
     return StackOutput(hidden, key, value, traced, watched)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from dynllava_jax.kernels import decode_join, decode_tpu, decode_triton, xla
 
-READ = {"triton": decode_triton.read, "tpu": decode_tpu.read}
-KERNELS = {name: functools.partial(decode_join.cached_attention, read) for name, read in READ.items()}
+MAKE = {"triton": decode_triton.kernel, "tpu": decode_tpu.kernel}
+KERNELS = {name: functools.partial(decode_join.cached_attention, make()) for name, make in MAKE.items()}
 L, B = 2, 2
 
 
@@ -41,8 +41,7 @@ CASES = [
 def attend(kernel: str, interpret: Any = True) -> Callable[..., jax.Array]:
     if kernel == "xla":
         return jax.jit(xla.cached_attention)
-    read = functools.partial(READ[kernel], interpret=interpret)
-    return jax.jit(functools.partial(decode_join.cached_attention, read))
+    return jax.jit(functools.partial(decode_join.cached_attention, MAKE[kernel](interpret=interpret)))
 
 
 def arguments(

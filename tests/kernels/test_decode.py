@@ -131,7 +131,8 @@ def test_lowering(kernel: str, platform: str, case: Case, dtype: str, many: bool
     function = jax.vmap(KERNELS[kernel]) if many else KERNELS[kernel]
     with described({"triton": A100, "tpu": V5E}[kernel]):
         text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count(LOWERED[platform]) == len(case.capacities)
+    joins = 1 if kernel == "triton" else 0  # XLA joins the parts on a TPU
+    assert text.count(LOWERED[platform]) == len(case.capacities) + joins
 
 
 @pytest.mark.aot
