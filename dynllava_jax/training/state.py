@@ -92,18 +92,31 @@ def fresh(
 def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh: Mesh) -> TrainState:
     """The state before the first step, from a value of every parameter.
 
+    Values that are as the state wants them become part of it and are gone for the caller: a second copy of all
+    parameters would be the most memory that a run ever needs, and leave a hole as large as itself.
+
     Raises:
         InputError: parameters without a value, all named.
     """
     if missing := [path for path in parameters.axes if path not in values]:
         raise InputError(f"The model's parameters {', '.join(missing[:5])} have no value to begin with.")
 
-    def make(values: dict[str, Array]) -> TrainState:
+    def make(given: dict[str, Array], rest: dict[str, Array]) -> TrainState:
+        values = given | rest
         params = {path: values[path].astype(jnp.float32) for path in parameters.trained}
         frozen = {path: values[path].astype(dtype) for path in parameters.frozen}
         return TrainState(params, start(params), jnp.zeros((), jnp.int32), frozen)
 
-    return jax.jit(make, out_shardings=state_shardings(parameters, mesh))(dict(values))
+    def ready(path: str) -> bool:
+        value = values[path]
+        if not isinstance(value, jax.Array) or value.dtype != (jnp.float32 if path in trained else dtype):
+            return False
+        return value.sharding.is_equivalent_to(parameters.shardings[path], value.ndim)
+
+    trained = frozenset(parameters.trained)
+    given = {path: values[path] for path in parameters.axes if ready(path)}
+    rest = {path: values[path] for path in parameters.axes if path not in given}
+    return jax.jit(make, out_shardings=state_shardings(parameters, mesh), donate_argnums=(0,))(given, rest)
 
 
 def abstract_state(parameters: Parameters, dtype: str, mesh: Mesh) -> TrainState:

@@ -37,7 +37,7 @@ def trainer_of(config: TrainConfig) -> Trainer:
 
 def first_state(trainer: Trainer, sharp: bool = True) -> TrainState:
     """The tiny model (`sharp` attention), or usual weights."""
-    values = dict(_fresh(trainer.config.optimizer.lora))
+    values = {path: jnp.copy(x) for path, x in _fresh(trainer.config.optimizer.lora).items()}  # `begin` takes them
     if sharp:
         values |= flatten(tiny_model())
     return begin(trainer.parameters, values, trainer.config.dtype, trainer.mesh)
