@@ -106,7 +106,8 @@ MEASUREMENTS = (
 def measure(one: Measurement, folder: Path, seconds: float, rehearse: bool) -> str:
     """Runs it for at most so many seconds; returns how it ended."""
     command = one.command(folder, rehearse)
-    environment = (_WHOLE if "train" in one.words.split() else {}) | os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    own = _WHOLE if "train" in one.words.split() else {}
+    environment = own | os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         print(f"$ {shlex.join(command)}", file=log, flush=True)
         process = subprocess.Popen(

@@ -3,8 +3,11 @@
 Every layer of the full model is there: a `lax.scan` compiles as fast at 32 layers as at 4.
 """
 
+import dataclasses
 import importlib.util
+import re
 
+import jax
 import pytest
 
 from dynllava_jax.analysis.aot import memory, topology
@@ -43,6 +46,19 @@ def test_a_segment_copies_neither_weights_nor_cache(name, mesh, rows, grown, att
     assert needs.temporaries < deep_keys(config, shape) / (1 if mesh is None else len(devices))
     assert needs.temporaries < 0.05 * needs.arguments
     assert needs.output < 2**20
+
+
+@needs_cuda
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the XLA of jax 0.10 cuts weights out of their stack first")
+@pytest.mark.parametrize("name", ["a100:1x1", "h100:1x1"])
+def test_products_read_weights_in_their_stack(name):
+    config = dynamic_llava_7b()
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=4))
+    shape = Shape(1, images=1, length=768, deep_length=256, answer=2048)
+    text = compile_segment(config, shape, topology(name)[0]).as_text()
+    weights = re.findall(r"bf16\[1,(?:4096|11008),(?:4096|11008)\]\S* (\S+?)\(", text)
+    assert "dynamic-slice" in weights  # inside of the products
+    assert not {"fusion", "copy", "async-start", "fusion-start"} & set(weights)
 
 
 def deep_keys(config: ModelConfig, shape: Shape) -> int:
