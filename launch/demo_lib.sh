@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What launch/demo_recipe.sh and launch/demo_ablations.sh share, sourced: the work folder is their first argument.
 #
-# BATCH          pictures of a step
+# BATCH          pictures of a step (16)
 # TRAIN_OPTIONS  further options of every training, such as --config.attention=chunked, with which an epoch takes less
 #                time on a CPU
 
@@ -22,6 +22,6 @@ train() {
   read -ra more <<<"${TRAIN_OPTIONS:-}"
   dynllava train --config="configs/demo/$config.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
     --config.data.source="$from/train.json" --config.data.images="$from" \
-    --config.global_batch_size="${BATCH:-8}" "${more[@]}" "$@"
+    --config.global_batch_size="${BATCH:-16}" "${more[@]}" "$@"
   merge "$name" "$name"
 }

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             },
             "data": {"max_length": 288, "lengths": (288,), "window": 1, "workers": 0},
             "optimizer": {"learning_rate": 1.5e-3, "weight_decay": 0.01, "beta2": 0.98, "freeze_projector": True},
-            "global_batch_size": 8,
+            "global_batch_size": 32,
             "dtype": "float32",
             "remat": "none",
             "checkpoint": {"every": 50, "keep": 1},

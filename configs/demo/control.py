@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
             "sparsity": {"image_selector": None, "output_selector": None},
             "data": {"max_length": 768, "lengths": (768,), "window": 1, "workers": 0},
             "optimizer": {"learning_rate": 5e-4, "weight_decay": 0.01, "beta2": 0.98, "freeze_projector": True},
-            "global_batch_size": 8,
+            "global_batch_size": 16,
             "dtype": "float32",
             "remat": "none",
             "checkpoint": {"every": 50, "keep": 1},

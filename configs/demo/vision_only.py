@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
                 "beta2": 0.98,
                 "freeze_projector": True,
             },
-            "global_batch_size": 8,
+            "global_batch_size": 16,
             "dtype": "float32",
             "remat": "none",
             "checkpoint": {"every": 50, "keep": 1},
