@@ -117,7 +117,7 @@ class Triton:
 
     def _call(self, kernel: Any, query: Array, walk: tuning.Walk, rule: Rule, **options: Any) -> Any:
         batch, heads, length, _ = query.shape
-        exp2 = quick_exp2 if not self.interpret else lambda x, scale, less: jnp.exp2(x * scale - less)
+        exp2 = functools.partial(quick_exp2, interpret=self.interpret)
         return triton_call(
             functools.partial(kernel, rule=rule, side=walk.step, quick=_is_quick(query), exp2=exp2),
             warps=walk.warps,

@@ -50,17 +50,19 @@ def dot(left: Any, right: Any) -> Any:
     return pltriton.dot(left, right, allow_tf32=left.dtype != jnp.float32)
 
 
-def quick_exp2(x: Any, scale: float, less: Any) -> Any:
+def quick_exp2(x: Any, scale: float, less: Any, *, interpret: bool) -> Any:
     """`exp2(x * scale - less)` of float32 numbers in two instructions, with results below 2**-126 as 0.
 
-    Caring for those takes twice as long, and product and difference would be two instructions. The interpreter does
-    not know it.
+    Caring for those takes twice as long, and product and difference would be two instructions.
 
     Args:
         x: a tile.
         scale: of it.
         less: broadcasts against it.
+        interpret: by plain JAX, which cannot write instructions.
     """
+    if interpret:
+        return jnp.exp2(x * scale - less)
     bits = struct.unpack("<I", struct.pack("<f", scale))[0]
     (found,) = pltriton.elementwise_inline_asm(
         f"{{ .reg .f32 t; fma.rn.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}",
