@@ -15,7 +15,8 @@ from dynllava_jax.kernels import api
 
 KERNELS = ("chunked", "triton-interpret", "tpu-interpret")
 _FORWARD, _GRADIENT = 2e-6, 1e-5
-_FEW = 16
+_FEW = 4
+"""Pairs of a query and another token that it sees: of 1,000 draws with more, in none did all gradients cancel."""
 _ROUNDING = 2.0**-24
 """Of terms that cancel, in float32."""
 
@@ -119,8 +120,13 @@ def exact(name: str, truth: tuple[Any, ...], by_xla: tuple[Any, ...]) -> tuple[A
     return by_xla if name == "chunked" else truth
 
 
-def assert_close(found: tuple[jax.Array, ...], wanted: tuple[Any, ...], given: Inputs) -> None:
-    """Each array within its tolerance times the largest number that is wanted of it."""
+def assert_close(found: tuple[jax.Array, ...], wanted: tuple[Any, ...], given: Inputs, *, peak: float = 1.0) -> None:
+    """Each array within its tolerance times the largest number that is wanted of it.
+
+    Where hardly a query sees any token but its own, gradients of scores are differences of equal numbers, and 0 may be
+    what is wanted: there they are held to one rounding of those numbers, if it is less than the tolerance times 1, or
+    for the keys' gradient times the `peak` of the queries that it is a multiple of.
+    """
     real = np.arange(given.query.shape[2]) < np.asarray(given.lengths)[:, None]
     for name, one, other in zip(("out", "query", "key", "value", "policy"), found, wanted, strict=False):
         ours, truth = np.asarray(one), np.asarray(other)
@@ -129,7 +135,8 @@ def assert_close(found: tuple[jax.Array, ...], wanted: tuple[Any, ...], given: I
             ours, truth = (x * real[:, None, :, None] for x in (ours, truth))
         allowed = (_FORWARD if name == "out" else _GRADIENT) * float(np.abs(truth).max())
         if name not in ("out", "value") and _lonely(given):
-            allowed = max(allowed, _ROUNDING * _terms(given, name))
+            most = _GRADIENT * (peak if name == "key" else 1.0)
+            allowed = max(allowed, min(most, _ROUNDING * _terms(given, name)))
         np.testing.assert_allclose(ours, truth, rtol=0, atol=allowed, err_msg=name)
 
 
@@ -137,7 +144,7 @@ def _lonely(given: Inputs) -> bool:
     """Whether queries see hardly any tokens but their own, so that gradients of scores may all cancel."""
     position, kept = np.arange(given.query.shape[2]), np.asarray(given.policy) > 0
     later = np.maximum(np.asarray(given.lengths)[:, None] - 1 - position, 0)
-    return int((kept * later).sum()) < _FEW
+    return int((kept * later).sum()) <= _FEW
 
 
 def _terms(given: Inputs, name: str) -> float:
