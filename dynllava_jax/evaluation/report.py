@@ -42,7 +42,8 @@ def page(evidence: Evidence, command: str, figures: Sequence[tuple[str, str]]) -
         "of freely generated ones chrF and the F1 of the objects named, in place of METEOR, whose tables of stems and "
         "synonyms cannot be had here. Kept is measured: the share of the answer's tokens that the deep layers hold. "
         "H2O and the window throw out what was stored before, which this package's cache never does: they are judged "
-        "on the given text only.",
+        "on the given text only. r^OT of 20 and 80 % are trainings of their own, which may be shorter "
+        "([how long](demo.md)).",
         _language(evidence.language),
         "## Costs",
         "Decoder FLOPs of a prompt by three conventions (exact; the paper's equation 13; FastV's, which counts "
