@@ -2,10 +2,8 @@
 
 B batch, H query heads, G key/value heads, S sequence, E head dimension.
 
-One row `policy` per sample says all about its keys: the keep policy, -1 for padding, which stands at the end. What
-comes out for queries in padding is finite and means nothing, and so do their cotangents, which should be 0. With s the
-scores, m a row's largest score over the visible keys, w the key's policy (1 for the query's own), n the sample's real
-keys,
+One row `policy` per sample says all about its keys: the keep policy, -1 for padding. With s the scores, m a row's
+largest score over the visible keys, w the key's policy (1 for the query's own), n the sample's real keys,
 
     out_i = (sum_j exp(s_ij - m_i) w_ij v_j + leak) / (sum_j exp(s_ij - m_i) w_ij + eps),  leak = eps / n sum_j v_j.
 

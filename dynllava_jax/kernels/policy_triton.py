@@ -2,7 +2,8 @@
 
 B batch, H query heads, G key/value heads, S sequence, E head dimension (padded to a power of two).
 
-A program walks over the tiles that lie below the diagonal without looking at positions, then over those that touch it.
+A program walks over the tiles whose every key is seen by every query without asking who sees whom, then over those that
+touch the diagonal or hold a key that is hidden.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.limits import check
@@ -67,11 +68,11 @@ class Triton:
             query,
             walk,
             rule,
-            in_specs=(at.part, at.shared, at.shared, at.policy, at.leak),
+            in_specs=(at.part, at.shared, at.shared, at.policy, at.sample, at.leak),
             out_specs=(at.part, at.row_part, at.row_part, at.row_part),
             out_shape=(query, numbers, numbers, jax.ShapeDtypeStruct(numbers.shape, jnp.int32)),
             name="policy_attention",
-        )(query, key, value, policy, leak)
+        )(query, key, value, policy, _leading(policy, rule), leak)
         return Forward(out, *rows)
 
     def backward(
@@ -86,8 +87,8 @@ class Triton:
     ) -> Backward:
         batch, heads, length, size = query.shape
         ratio = heads // key.shape[1]
-        rows = _shielded(rows, policy, rule, _is_quick(query))
-        args = (query, key, value, cotangent, *rows, policy)
+        rows = _shielded(rows, rule, _is_quick(query))
+        args = (query, key, value, cotangent, *rows, policy, _leading(policy, rule))
         each = jax.ShapeDtypeStruct(query.shape, key.dtype if ratio == 1 else jnp.float32)
         walk = self.blocks.keys
         at = _Places(length, size, ratio, walk.rows)
@@ -96,7 +97,7 @@ class Triton:
             query,
             walk,
             rule,
-            in_specs=(at.all, at.shared_part, at.shared_part, at.all, *[at.row] * 5, at.policy_part),
+            in_specs=(at.all, at.shared_part, at.shared_part, at.all, *[at.row] * 5, at.policy_part, at.sample),
             out_specs=(at.part, at.part, at.row_part),
             out_shape=(each, each, jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
             name="policy_attention_keys",
@@ -108,7 +109,7 @@ class Triton:
             query,
             walk,
             rule,
-            in_specs=(at.part, at.shared, at.shared, at.part, *[at.row_part] * 5, at.policy),
+            in_specs=(at.part, at.shared, at.shared, at.part, *[at.row_part] * 5, at.policy, at.sample),
             out_specs=at.part,
             out_shape=query,
             name="policy_attention_queries",
@@ -133,18 +134,21 @@ def _is_quick(query: Array) -> bool:
     return query.dtype != jnp.float32
 
 
-def _shielded(rows: Rows, policy: Float[Array, "B S"], rule: Rule, quick: bool) -> Rows:
-    """Rows that saw nothing, and those in padding, get shares of 0 whatever they are compared with.
+def _leading(policy: Float[Array, "B S"], rule: Rule) -> Int[Array, " B"]:
+    """How many keys at the beginning of each sample every later query sees."""
+    seen = policy > 0 if rule.hide else policy >= 0
+    return jnp.where(jnp.all(seen, axis=1), policy.shape[1], jnp.argmin(seen, axis=1)).astype(jnp.int32)
+
+
+def _shielded(rows: Rows, rule: Rule, quick: bool) -> Rows:
+    """Rows that saw nothing get shares of 0 whatever they are compared with.
 
     For quick kernels `highest` becomes what a scaled score is reduced by to be the logarithm of its share.
     """
-    blind = rows.highest < LOWEST / 2
-    if not rule.hide:
-        blind |= policy[:, None] < 0
-    highest = jnp.where(blind, -LOWEST, rows.highest)
+    highest = jnp.where(rows.highest < LOWEST / 2, -LOWEST, rows.highest)
     if quick:
         highest = highest * base2_scale(rule.head_dim) - jnp.log2(rows.inverse)
-    return rows._replace(highest=highest, through=jnp.where(blind, 0.0, rows.through))
+    return rows._replace(highest=highest)
 
 
 class _Places:
@@ -170,13 +174,13 @@ class _Places:
         self.row_part = pl.BlockSpec((None, None, rows), lambda i, h, b: (b, h, tile(i)))
         self.policy = pl.BlockSpec((None, length), lambda i, h, b: (b, 0))
         self.policy_part = pl.BlockSpec((None, rows), lambda i, h, b: (b, tile(i)))
+        self.sample = pl.BlockSpec((None,), lambda i, h, b: (b,))
         self.leak = pl.BlockSpec((None, None, size), lambda i, h, b: (b, lax.div(h, ratio), 0))
 
 
-def _seen(policy, queries, keys, hide, diagonal) -> Sight:
-    """As `sight`, but below the diagonal only queries in padding see keys in padding, which need not be hidden."""
-    seen = sight(policy, queries, keys, hide=hide, diagonal=diagonal)
-    return seen if hide or diagonal else seen._replace(visible=None)
+def _seen(policy, queries, keys, hide, masked) -> Sight:
+    seen = sight(policy, queries, keys, hide=hide, diagonal=masked)
+    return seen if masked else seen._replace(visible=None)
 
 
 def _forward(
@@ -184,6 +188,7 @@ def _forward(
     key_ref,
     value_ref,
     policy_ref,
+    leading_ref,
     leak_ref,
     out_ref,
     highest_ref,
@@ -199,12 +204,12 @@ def _forward(
     rows = query.shape[0]
     queries = tile * rows + jnp.arange(rows)
 
-    def step(index, carry, diagonal):
+    def step(index, carry, masked):
         highest, total, argmax, sums = carry
         at = pl.ds(index * side, side)
         key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
-        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, diagonal)
+        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, masked)
         if seen.visible is not None:
             scores = jnp.where(seen.visible, scores, LOWEST)
         here, first = _largest(scores, index * side, rule.argmax, quick)
@@ -226,9 +231,10 @@ def _forward(
         jnp.zeros(query.shape, jnp.float32),
     )
     each = rows // side
-    carry = lax.fori_loop(0, tile * each, functools.partial(step, diagonal=False), carry)
+    clear = jnp.minimum(tile * each, lax.div(leading_ref[...], side))
+    carry = lax.fori_loop(0, clear, functools.partial(step, masked=False), carry)
     highest, total, argmax, sums = lax.fori_loop(
-        tile * each, (tile + 1) * each, functools.partial(step, diagonal=True), carry
+        clear, (tile + 1) * each, functools.partial(step, masked=True), carry
     )
     whole = total + rule.eps
     inverse = jnp.where(whole > 0.0, 1.0 / whole, 0.0)  # a row that sees nothing
@@ -265,6 +271,7 @@ def _backward_keys(
     delta_ref,
     through_ref,
     policy_ref,
+    leading_ref,
     of_key_ref,
     of_value_ref,
     of_policy_ref,
@@ -280,14 +287,14 @@ def _backward_keys(
 
     # Keys stand along the first axis here, so that the tile multiplies queries and cotangents as it is: turned around,
     # it would not fit the registers.
-    def step(index, carry, diagonal):
+    def step(index, carry, masked):
         of_key, of_value, of_policy = carry
         at = pl.ds(index * side, side)
         query, cotangent, queries = query_ref[at, :], cotangent_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(key, query, lambda part: key_ref[:, part], lambda part: query_ref[at, part])
         rows = Rows(*(ref[at][None] for ref in refs))
         products = row_products(value, cotangent, lambda part: value_ref[:, part], lambda part: cotangent_ref[at, part])
-        seen = _seen(policy[:, None], queries[None], keys[:, None], rule.hide, diagonal)
+        seen = _seen(policy[:, None], queries[None], keys[:, None], rule.hide, masked)
         shares = _shares(scores, rows, rule, quick, exp2)
         found = slopes(shares, products, seen, rows, keys[:, None], hide=rule.hide)
         of_value = of_value + dot(found.probability.astype(cotangent.dtype), cotangent)
@@ -295,12 +302,11 @@ def _backward_keys(
         return of_key, of_value, of_policy + jnp.sum(found.policy, axis=1)
 
     zeros = jnp.zeros(key.shape, jnp.float32)
-    each, tiles = key.shape[0] // side, query_ref.shape[0] // side
-    carry = (zeros, zeros, jnp.zeros(key.shape[:1]))
-    carry = lax.fori_loop(tile * each, (tile + 1) * each, functools.partial(step, diagonal=True), carry)
-    of_key, of_value, of_policy = lax.fori_loop(
-        (tile + 1) * each, tiles, functools.partial(step, diagonal=False), carry
-    )
+    count, tiles = key.shape[0], query_ref.shape[0] // side
+    carry = (zeros, zeros, jnp.zeros((count,)))
+    clear = jnp.where((tile + 1) * count <= leading_ref[...], (tile + 1) * (count // side), tiles)
+    carry = lax.fori_loop(tile * (count // side), clear, functools.partial(step, masked=True), carry)
+    of_key, of_value, of_policy = lax.fori_loop(clear, tiles, functools.partial(step, masked=False), carry)
     of_key_ref[...] = (of_key * (1.0 / rule.head_dim**0.5)).astype(of_key_ref.dtype)
     of_value_ref[...] = of_value.astype(of_value_ref.dtype)
     of_policy_ref[...] = of_policy
@@ -317,6 +323,7 @@ def _backward_queries(
     delta_ref,
     through_ref,
     policy_ref,
+    leading_ref,
     of_query_ref,
     *,
     rule,
@@ -330,21 +337,21 @@ def _backward_queries(
     refs = Rows(highest_ref, inverse_ref, argmax_ref, delta_ref, through_ref)
     rows = Rows(*(ref[...][:, None] for ref in refs))
 
-    def step(index, of_query, diagonal):
+    def step(index, of_query, masked):
         at = pl.ds(index * side, side)
         key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
         products = row_products(cotangent, value, lambda part: cotangent_ref[:, part], lambda part: value_ref[at, part])
-        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, diagonal)
+        seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, masked)
         shares = _shares(scores, rows, rule, quick, exp2)
         found = slopes(shares, products, seen, rows._replace(argmax=None), keys[None], hide=rule.hide)
         return of_query + dot(found.score.astype(key.dtype), key)
 
-    # The tiles on the diagonal are a loop of their own: written out after the other one, they would not fit the
-    # registers.
+    # The masked tiles are a loop of their own: written out after the other one, they would not fit the registers.
     each = count // side
-    of_query = lax.fori_loop(0, tile * each, functools.partial(step, diagonal=False), jnp.zeros(query.shape))
-    of_query = lax.fori_loop(tile * each, (tile + 1) * each, functools.partial(step, diagonal=True), of_query)
+    clear = jnp.minimum(tile * each, lax.div(leading_ref[...], side))
+    of_query = lax.fori_loop(0, clear, functools.partial(step, masked=False), jnp.zeros(query.shape))
+    of_query = lax.fori_loop(clear, (tile + 1) * each, functools.partial(step, masked=True), of_query)
     if not rule.hide:
         # What flows through the largest score goes to one key of each row: fetched once, not looked for in every tile.
         held = pltriton.load(key_ref.at[cells(argmax_ref[...], jnp.arange(size))])

@@ -120,7 +120,7 @@ def trajectory(subject: Subject, case: Case) -> Computed:
     mesh = _mesh(subject)
     trainer = Trainer(model, config, mesh, steps)
     _, values = subject.parameters(model)
-    state = begin(trainer.parameters, values, "float32", mesh)
+    state = begin(trainer.parameters, jax.tree.map(jnp.copy, values), "float32", mesh)  # other cases want them too
     seen: dict[str, list[Any]] = {"loss_total": [], "mask_losses": [], "gumbel_tau": [], "grad_norm": [], "lr": []}
     for step in range(steps):
         seen["lr"].append(np.asarray(trainer.optimizer.learning_rates(step)))
