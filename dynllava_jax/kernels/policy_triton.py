@@ -233,9 +233,7 @@ def _forward(
     each = rows // side
     clear = jnp.minimum(tile * each, lax.div(leading_ref[...], side))
     carry = lax.fori_loop(0, clear, functools.partial(step, masked=False), carry)
-    highest, total, argmax, sums = lax.fori_loop(
-        clear, (tile + 1) * each, functools.partial(step, masked=True), carry
-    )
+    highest, total, argmax, sums = lax.fori_loop(clear, (tile + 1) * each, functools.partial(step, masked=True), carry)
     whole = total + rule.eps
     inverse = jnp.where(whole > 0.0, 1.0 / whole, 0.0)  # a row that sees nothing
     out_ref[...] = ((sums + leak_ref[...][None]) * inverse[:, None]).astype(out_ref.dtype)
