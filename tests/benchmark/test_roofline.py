@@ -124,6 +124,6 @@ def test_results_of_a_round_are_not_kept() -> None:
         most = max(most, sum(ref() is not None for ref in alive))
         return made
 
-    measure(function, least=0.001)
+    measure(function, least=0.02)  # many calls, even where the one that they are reckoned from took a millisecond
     assert len(alive) > 10
     assert most <= 2
