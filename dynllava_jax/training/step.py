@@ -4,7 +4,6 @@ B rows of the global batch, A micro-batches, S sequence.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import unflatten
 from dynllava_jax.sharding.specs import activation_constraint, batch_parts, replicated
-from dynllava_jax.sharding.xla_options import xla_options
+from dynllava_jax.sharding.xla_options import training_options, xla_options
 from dynllava_jax.training.cross_entropy import supervised
 from dynllava_jax.training.decisions import GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
@@ -84,9 +83,14 @@ class Trainer:
         self._constraint = activation_constraint(mesh)
         where = state_shardings(self.parameters, mesh)
         changing = (where.params, where.adam, where.step)
-        jit = functools.partial(jax.jit, compiler_options=xla_options(mesh.devices.flat[0]))
-        self._step = jit(self.step_body, donate_argnums=(0,), out_shardings=(changing, replicated(mesh)))
-        self._evaluate = jit(self._run_evaluate, out_shardings=replicated(mesh))
+        device, whole = mesh.devices.flat[0], replicated(mesh)
+        self._step = jax.jit(
+            self.step_body,
+            donate_argnums=(0,),
+            out_shardings=(changing, whole),
+            compiler_options=training_options(device),
+        )
+        self._evaluate = jax.jit(self._run_evaluate, out_shardings=whole, compiler_options=xla_options(device))
         self._health = jax.jit(self._run_health)
 
     def step(self, state: TrainState, batch: Batch, noise: Noise | None = None) -> tuple[TrainState, Metrics]:
