@@ -198,8 +198,10 @@ def _share(policy: Float[Array, "B S"], eps: float) -> Float[Array, " B"]:
 
 
 def _leak(value: Float[Array, "B G S E"], policy: Float[Array, "B S"], eps: float) -> Float[Array, "B G E"]:
-    real = policy[:, None, :, None] >= 0
-    total = jnp.sum(jnp.where(real, value.astype(jnp.float32), 0.0), axis=2)
+    # A product: zeros to choose instead would be an array as large as the values in float32, made once and read in
+    # every layer. So would the values be in float32 if this were an einsum.
+    real = (policy >= 0).astype(jnp.float32)[:, None, :, None]
+    total = jnp.sum(value.astype(jnp.float32) * real, axis=2)
     return _share(policy, eps)[:, None, None] * total
 
 
