@@ -75,6 +75,12 @@ MEASUREMENTS = (
         f"{_TINY} --batch 1 --new-tokens 8",
     ),
     Measurement(
+        "answer_fused",
+        60,
+        "bench generate --preset dynamic_llava_7b --random-weights --batch 1 --new-tokens 128 --products triton",
+        f"{_TINY} --batch 1 --new-tokens 8 --products triton-interpret",
+    ),
+    Measurement(
         "prefill",
         70,
         "bench generate --preset dynamic_llava_7b --random-weights --batch 8 --new-tokens 32",

@@ -39,6 +39,7 @@ def compile_segment(
     dtype: str = "bfloat16",
     grown: int = 0,
     attention: api.Implementation = None,
+    products: str | None = None,
 ) -> jax.stages.Compiled:
     """Compiles what `Engine.advance` runs; its memory is `aot.memory` of the result.
 
@@ -49,8 +50,9 @@ def compile_segment(
         dtype: of weights, cache and computation.
         grown: how often the deep cache has grown.
         attention: implementation of attention, see `kernels.api`.
+        products: fused kernels for products, see `kernels.products`.
     """
-    engine, mesh = _engine(config, where, dtype, attention)
+    engine, mesh = _engine(config, where, dtype, attention, products)
     limit = jax.ShapeDtypeStruct((), np.int32)
     with _tracing(where):
         body, params, state = engine.segment_program(shape, config.sparsity, grown)
@@ -80,12 +82,15 @@ def compile_prefill(
         return compile_ahead(body, params, *_place(arguments, where), compiler_options=engine.xla_options)
 
 
-def _engine(config: ModelConfig, where: Any, dtype: str, attention: api.Implementation) -> tuple[Engine, Mesh | None]:
+def _engine(
+    config: ModelConfig, where: Any, dtype: str, attention: api.Implementation, products: str | None = None
+) -> tuple[Engine, Mesh | None]:
     mesh = where if isinstance(where, Mesh) else None
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), abstract_model(config))
     model = place(model, placement(model, where, config))
     stop_ids = (config.text_prep.eos_id,)
-    return Engine(model, buckets=Buckets(), mesh=mesh, dtype=dtype, stop_ids=stop_ids, attention=attention), mesh
+    options = {"dtype": dtype, "stop_ids": stop_ids, "attention": attention, "products": products}
+    return Engine(model, buckets=Buckets(), mesh=mesh, **options), mesh
 
 
 @contextlib.contextmanager

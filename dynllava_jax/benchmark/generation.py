@@ -29,14 +29,16 @@ def bench_generation(
     *,
     cached: bool = True,
     dense_only: bool = False,
+    products: str | None = None,
     least: float = 0.2,
 ) -> Iterator[dict[str, Any]]:
     """One record for the model's own sparsity and one for the dense model, in this order: the peak only grows.
 
-    A third one, `dynamic_to_dense`, compares them. Every answer takes all its tokens: no token ends it.
+    A third one, `dynamic_to_dense`, compares them. Every answer takes all its tokens: no token ends it. `products` as
+    for `Engine`.
     """
     config = model.config
-    engine = Engine(model, buckets=exact_buckets(config, shape, cached), dtype=dtype)
+    engine = Engine(model, buckets=exact_buckets(config, shape, cached), dtype=dtype, products=products)
     prepared = [
         Prepared(
             random_sample(config, row, text=shape.text, images=shape.images),

@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dense", action="store_true", help="the dense model only")
     parser.add_argument("--no-cache", action="store_true", help="run the whole sequence at every step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation (bfloat16)")
+    parser.add_argument("--products", metavar="NAME", help="triton: fused kernels for each token's products (XLA's)")
     parser.add_argument("--round", type=float, default=0.2, metavar="SECONDS", help="of one round of calls (0.2)")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -54,9 +55,10 @@ def _measure(args: argparse.Namespace, shape: Any, preset: str, cached: bool) ->
 
     model, dtype = _model(args, preset, shape)
     machine = measured_machine(dtype, args.round)
-    records = bench_generation(model, dtype, shape, machine, cached=cached, dense_only=args.dense, least=args.round)
+    options = {"cached": cached, "dense_only": args.dense, "products": args.products, "least": args.round}
+    records = bench_generation(model, dtype, shape, machine, **options)
     for record in records:
-        yield {"model": args.model or preset, "dtype": dtype} | record | machine.record()
+        yield {"model": args.model or preset, "dtype": dtype, "products": args.products} | record | machine.record()
 
 
 def _what(args: argparse.Namespace) -> tuple[Any, str, bool]:

@@ -47,6 +47,7 @@ class Assistant:
         mesh: Mesh | None = None,
         dtype: str = "float32",
         attention: api.Implementation = None,
+        products: str | None = None,
         scenes_only: bool = False,
     ):
         self.tokenizer = tokenizer
@@ -58,6 +59,7 @@ class Assistant:
             dtype=dtype,
             stop_ids=_stop_ids(model.config, tokenizer),
             attention=attention,
+            products=products,
         )
         self.prepare = Preparer(model.config, tokenizer, self.engine.buckets)
         self.lock = threading.RLock()

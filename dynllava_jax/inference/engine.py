@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
+from dynllava_jax.errors import InputError
 from dynllava_jax.inference import nocache
 from dynllava_jax.inference.buckets import Buckets, Shape, output_rate
 from dynllava_jax.inference.cache import Cache
@@ -24,6 +25,7 @@ from dynllava_jax.inference.extend import ExtendPlan, extend
 from dynllava_jax.inference.prefill import PrefillOutput, PrefillPlan, prefill
 from dynllava_jax.inference.sampling import Draws
 from dynllava_jax.kernels import api
+from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
@@ -76,6 +78,10 @@ class Engine:
         stop_ids: tokens that end an answer.
         attention: implementation of attention, see `kernels.api`.
         collect_logits: segments also return every step's logits.
+        products: fused kernels for the products of each generated token, see `kernels.products`; None: by XLA.
+
+    Raises:
+        InputError: fused products that there are not, or with a mesh.
     """
 
     def __init__(
@@ -88,7 +94,10 @@ class Engine:
         stop_ids: tuple[int, ...] = (),
         attention: api.Implementation = None,
         collect_logits: bool = False,
+        products: str | None = None,
     ):
+        if fused_products(products) is not None and mesh is not None:
+            raise InputError(f"products={products!r} runs on one device; leave it out, or the mesh.")
         self.config = model.config
         self.buckets = buckets.within(model.config.decoder.context)
         self.mesh = mesh
@@ -96,6 +105,7 @@ class Engine:
         self.stop_ids = stop_ids
         self._attention = attention
         self._collect_logits = collect_logits
+        self._products = products
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
         self.xla_options = xla_options(None if self._constraint is None else self._constraint.device)
@@ -238,7 +248,7 @@ class Engine:
 
     def _extend_plan(self, judge: Any, sparsity: SparsityConfig) -> ExtendPlan:
         probe = Probe(logits=self._collect_logits and judge == "output")
-        return ExtendPlan(sparsity, judge, probe, attention=self._attention, dtype=self.dtype)
+        return ExtendPlan(sparsity, judge, probe, attention=self._attention, dtype=self.dtype, products=self._products)
 
     def _nocache_plan(self, shape: Shape, sparsity: SparsityConfig) -> nocache.NoCachePlan:
         plan = self._prefill_plan(shape, sparsity)

@@ -4,6 +4,7 @@ B batch, T new tokens, D hidden size, V vocabulary, L layers of one stack.
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.inference.cache import Cache, StackCache
 from dynllava_jax.inference.selection import text_logits
 from dynllava_jax.kernels import api
+from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.model.decoder import Attend, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import NOTHING, Probe
@@ -28,6 +30,7 @@ class ExtendPlan:
         sparsity: what is dropped.
         judge: which predictor decides what the deep cache keeps: of a generated token or of an instruction.
         probe, attention, dtype: as in `PrefillPlan`.
+        products: fused kernels for the products of one new token a sample (`kernels.products`); None: by XLA.
     """
 
     sparsity: SparsityConfig
@@ -35,6 +38,7 @@ class ExtendPlan:
     probe: Probe = NOTHING
     attention: api.Implementation = None
     dtype: str = "float32"
+    products: str | None = None
 
 
 class ExtendOutput(NamedTuple):
@@ -83,15 +87,16 @@ def extend(
     real = steps < lengths[:, None]
     by = rope(model.config.decoder, cache.shallow.length[:, None] + steps)
     trace, count = plan.probe.hidden, tokens.shape[1]
-    attend = _attend(cache.shallow, plan)
-    shallow = run_stack(model.decoder.shallow, hidden, by, attend, capacity=count, trace=trace)
+    run = functools.partial(run_stack, capacity=count, trace=trace)
+    if count == 1:
+        run = functools.partial(run, products=fused_products(plan.products))
+    shallow = run(model.decoder.shallow, hidden, by, _attend(cache.shallow, plan))
 
     counted = steps + (0 if answered is None else answered[:, None])
     rate = getattr(plan.sparsity, f"{plan.judge}_keep_rate")
     view = TokenView(shallow.hidden, jnp.broadcast_to(counted, tokens.shape), keys, rate)
     keep, logits = _judge(model, view, lengths, plan)
-    attend = _attend(cache.deep, plan)
-    deep = run_stack(model.decoder.deep, shallow.hidden, by, attend, capacity=count, trace=trace)
+    deep = run(model.decoder.deep, shallow.hidden, by, _attend(cache.deep, plan))
 
     out = deep.hidden
     if not plan.probe.logits:

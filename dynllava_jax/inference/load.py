@@ -48,6 +48,7 @@ def load(
     sparsity: Mapping[str, Any] | None = None,
     buckets: Buckets | None = None,
     attention: api.Implementation = None,
+    products: str | None = None,
     compile_cache: str | Path | None = None,
 ) -> Assistant:
     """Loads a model for asking.
@@ -66,6 +67,7 @@ def load(
             "embed_keep_rate": 0.25}: whatever is dropped elsewhere or by others.
         buckets: shapes that requests are padded to.
         attention: implementation of attention, see `kernels.api`.
+        products: fused kernels for the products of each generated token, see `kernels.products`; None: by XLA.
         compile_cache: folder on a local disk in which compiled programs are kept between processes; None: as JAX is
             configured (`JAX_COMPILATION_CACHE_DIR`).
 
@@ -97,6 +99,7 @@ def load(
         mesh=grid,
         dtype=dtype,
         attention=attention,
+        products=products,
         scenes_only=embedded_one,
     )
     _log.info("%s: at most %d programs for any stream of requests", model, assistant.programs)

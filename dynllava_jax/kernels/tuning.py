@@ -98,6 +98,29 @@ GPU_DECODE = GpuDecode(16384, 128, 512, 64, 4, 3)
 
 
 @dataclasses.dataclass(frozen=True)
+class ProductWalk:
+    """How a program of `products_triton` reads a layer's weights.
+
+    Attributes:
+        columns: of each of its products.
+        step: rows of the weights that it takes at a time.
+        warps, stages: of the program, and of its pipelined loop.
+    """
+
+    columns: int
+    step: int
+    warps: int
+    stages: int
+
+
+GPU_PRODUCTS_OF_ONE = ProductWalk(32, 128, 4, 6)
+GPU_PRODUCTS_OF_TWO = ProductWalk(32, 128, 4, 4)
+"""Compiled for A100 and H100, not measured. A core has 40 and 48 KiB of a program's weights on their way, and must have
+some 26 to take its part of an H200's bandwidth; of 4096 columns, 32 for each are as many programs as there are cores.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
 class TpuDecode:
     """How the Mosaic kernel reads a cache.
 

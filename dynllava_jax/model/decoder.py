@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.kernels.api import RESIDUALS
+from dynllava_jax.kernels.products import Products
+from dynllava_jax.model.fused import LayerOutput, fused_layer
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.linear import Linear
@@ -22,7 +24,7 @@ from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.param import normal, param
 from dynllava_jax.nn.rope import Rope
-from dynllava_jax.nn.stack import stack
+from dynllava_jax.nn.stack import num_layers, stack
 
 Remat = Literal["full", "dots", "none"]
 """What a backward pass finds in memory: nothing but each layer's input, its matrix products too, or everything."""
@@ -108,6 +110,7 @@ def run_stack(
     trace: bool = False,
     watch: Watch | None = None,
     remat: Remat = "none",
+    products: Products | None = None,
 ) -> StackOutput:
     """Runs one stack by `lax.scan`.
 
@@ -121,22 +124,33 @@ def run_stack(
         trace: also return the residual stream after every layer.
         watch: also return what this makes of every layer's rotated queries and keys.
         remat: what a backward pass need not compute again.
+        products: fused ones, for a stream of one token a sample; None: by XLA.
+
+    Raises:
+        InputError: fused products that are not served.
     """
 
-    def body(carry: tuple[Array, Array], layer: DecoderLayer) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-        x, index = carry
+    def plain(x: Array, index: Array, layer: DecoderLayer) -> LayerOutput:
         with jax.named_scope("attention"):
             query, key, value = layer.attention.project(layer.attention_norm(x), by)
             x = x + layer.attention.merge(attend(query, key, value, index))
         with jax.named_scope("mlp"):
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
+        return LayerOutput(x, query, key, value)
+
+    fused = None if products is None else fused_layer(products, layers, by, attend)
+
+    def body(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+        x, index = carry
+        x, query, key, value = plain(x, index, layer) if fused is None else fused(x, index)
         watched = None if watch is None else watch(query, key)
         key, value = (None if capacity is None else _pad(kept, capacity - x.shape[1]) for kept in (key, value))
         return (x, index + 1), (key, value, x if trace else None, watched)
 
     # Counted, not scanned over: cutting a number out of an array of them would be a kernel of its own in every layer.
     carry = (hidden, jnp.zeros((), jnp.int32))
-    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, layers)
+    each = layers if fused is None else None  # the kernels find a layer in the stack
+    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, each, num_layers(layers))
     return StackOutput(hidden, key, value, traced, watched)
 
 

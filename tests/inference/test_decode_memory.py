@@ -3,6 +3,7 @@
 Every layer of the full model is there: a `lax.scan` compiles as fast at 32 layers as at 4.
 """
 
+import collections
 import dataclasses
 import importlib.util
 import re
@@ -65,3 +66,16 @@ def deep_keys(config: ModelConfig, shape: Shape) -> int:
     """Bytes of one deep layer's keys in bfloat16, before its cache grew: a copy of any layer takes as many."""
     decoder, capacity = config.decoder, shape.deep_capacities(output_rate(config))[0]
     return 2 * shape.rows * decoder.num_kv_heads * capacity * decoder.head_dim
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["a100:1x1", "h100:1x1"])
+def test_fused_products_are_four_kernels_a_layer_and_copy_no_weights(name):
+    config = dynamic_llava_7b()
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=4))
+    shape = Shape(1, images=1, length=768, deep_length=256, answer=2048)
+    text = compile_segment(config, shape, topology(name)[0], products="triton").as_text() or ""
+    kernels = re.findall(r'custom-call\(.*op_name="[^"]*/(decode_\w+)/pallas_call"', text)
+    two_stacks = {"decode_rotated": 2, "decode_attention": 2, "decode_attention_join": 2, "decode_added": 4}
+    assert collections.Counter(kernels) == two_stacks | {"decode_gated": 2}
+    assert not re.findall(r"bf16\[1,(?:4096|11008),(?:4096|11008)\]\S* \S+\(", text)

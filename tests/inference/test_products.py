@@ -1,0 +1,71 @@
+"""Answers by fused products: the same as by XLA's, and refused where they would not be."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynllava_jax.config.training import LoraConfig
+from dynllava_jax.errors import InputError
+from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.engine import Engine
+from dynllava_jax.kernels.products import fused_products
+from dynllava_jax.model.decoder import DecoderLayer, run_stack
+from dynllava_jax.nn.rope import rope
+from dynllava_jax.nn.stack import stack
+from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.testing import tiny_config, tiny_model
+from tests.inference.random_batches import PLAIN, STOP_IDS, TOLERANCE, prompt, run
+
+SHAPE = Shape(rows=4, images=1, length=64, deep_length=56, answer=16)
+BUCKETS = Buckets(rows=(4,), images=(0, 1), length=(96,), answer=(24,), instruction=(32,), segment=24)
+
+
+def engine(**options: Any) -> Engine:
+    config = dataclasses.replace(tiny_config(), sparsity=PLAIN)
+    return Engine(tiny_model(config), buckets=BUCKETS, stop_ids=STOP_IDS, collect_logits=True, **options)
+
+
+def test_answers_are_those_of_xla() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [prompt(rng, 20, 1) for _ in range(3)]
+    for one, other in zip(
+        run(engine(products="triton-interpret"), prompts, SHAPE, PLAIN),
+        run(engine(), prompts, SHAPE, PLAIN),
+        strict=True,
+    ):
+        assert one.tokens == other.tokens
+        assert one.keep == other.keep
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=TOLERANCE)
+
+
+def one_token(layers: Any, dtype: str = "float32") -> Any:
+    config = tiny_config().decoder
+    hidden = jnp.ones((2, 1, config.hidden_size), dtype)
+    by = rope(config, jnp.zeros((2, 1), jnp.int32))
+    fused = fused_products("triton-interpret")
+    return run_stack(layers, hidden, by, lambda query, key, value, layer: query, products=fused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lora", "dtype", "said"),
+    [
+        ({"attention_bias": True}, None, "float32", "has a bias or adapters"),
+        ({}, LoraConfig(rank=2), "float32", "has a bias or adapters"),
+        ({}, None, "bfloat16", "weights are float32, computation is bfloat16"),
+    ],
+)
+def test_what_is_not_served_is_refused(changes: dict[str, Any], lora: LoraConfig | None, dtype: str, said: str) -> None:
+    config = dataclasses.replace(tiny_config().decoder, **changes)
+    layers = stack(nnx.Rngs(params=jax.random.key(0)), 2, lambda rngs: DecoderLayer(rngs, config, lora))
+    with pytest.raises(InputError, match=f"The fused products do not serve this: .*{said}. Leave them out"):
+        one_token(layers, dtype)
+
+
+def test_a_mesh_is_refused() -> None:
+    with pytest.raises(InputError, match="products='triton' runs on one device; leave it out, or the mesh"):
+        engine(products="triton", mesh=make_mesh("data=1"))
