@@ -24,8 +24,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dynllava_jax.kernels.policy_tile import Rows
 
-RESIDUALS = ("attention_out", "attention_rows")
-"""Names of what a backward pass needs besides its inputs, for `jax.checkpoint_policies.save_only_these_names`."""
+RESIDUALS = ("attention_in", "attention_out", "attention_rows")
+"""Names of all that a backward pass needs but the policy, for `jax.checkpoint_policies.save_only_these_names`.
+
+Queries, keys and values are among it: what they are made of, such as products that are then rotated, need not be kept.
+"""
 
 Make = Callable[[Array], "Kernel"]
 """The kernel for some queries, or NotImplementedError."""
@@ -141,6 +144,8 @@ def _attend(
 ) -> Float[Array, "B H S E"]:
     length, head_dim = query.shape[2:]
     rows, columns = (new - old for new, old in zip(kernel.padded(length, head_dim), (length, head_dim), strict=True))
+    # As they are given: padded ones would take more memory, and padding takes no time to speak of.
+    query, key, value = (checkpoint_name(x, RESIDUALS[0]) for x in (query, key, value))
     query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, rows), (0, columns))) for x in (query, key, value))
     policy = jnp.pad(policy, ((0, 0), (0, rows)), constant_values=-1.0)
     out = _padded(kernel, Rule(eps, hide, head_dim), query, key, value, policy)
@@ -157,8 +162,8 @@ def _forward(
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Forward]]:
     noted = dataclasses.replace(rule, argmax=not rule.hide)
     found = kernel.forward(query, key, value, policy, _leak(value, policy, rule.eps), noted)
-    out = checkpoint_name(found.out, RESIDUALS[0])
-    found = Forward(out, *(checkpoint_name(row, RESIDUALS[1]) for row in found[1:]))
+    out = checkpoint_name(found.out, RESIDUALS[1])
+    found = Forward(out, *(checkpoint_name(row, RESIDUALS[2]) for row in found[1:]))
     return out, (query, key, value, policy, found)
 
 

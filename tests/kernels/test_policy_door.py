@@ -45,17 +45,32 @@ def test_vmap(name: str, run: Any) -> None:
         assert_close(tuple(x[index] for x in found), run("xla")(each), each)
 
 
-def test_a_remat_policy_may_keep_what_the_backward_pass_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    given = inputs(SHAPES[2], (40, 40))
+@pytest.mark.parametrize("name", ["triton-interpret", "tpu-interpret"])
+def test_a_remat_policy_may_keep_what_the_backward_pass_needs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Queries, keys and values without the padding of a kernel, and nothing that they are made of."""
+    shape = SHAPES[1]
+    given = inputs(shape, (70, 40))
+    _, _, length, size = shape
 
-    def loss(query: jax.Array) -> jax.Array:
-        return jnp.sum(api.attention(query, given.key, given.value, implementation="triton-interpret") ** 2)
+    def loss(hidden: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        products = (jnp.einsum("bsd,dhe->bhse", hidden, kernel) for kernel in weights)
+        query, key, value = (product * jnp.arange(1.0, size + 1) for product in products)  # as a rotation does
+        out = api.policy_attention(query, key, value, given.policy, given.lengths, implementation=name)
+        return jnp.sum(out**2)
 
-    policy = jax.checkpoint_policies.save_only_these_names(*api.RESIDUALS)
-    print_saved_residuals(jax.checkpoint(loss, policy=policy), given.query)
+    hidden = jnp.ones((2, length, 8))
+    weights = [jnp.ones((8, heads, size)) for heads in (shape.heads, shape.groups, shape.groups)]
+    policy = jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*api.RESIDUALS),
+    )
+    print_saved_residuals(jax.checkpoint(loss, policy=policy), hidden, weights)
     kept = capsys.readouterr().out
+    assert kept.count(f"f32[2,{shape.heads},{length},{size}] named 'attention_in'") == 1
+    assert kept.count(f"f32[2,{shape.groups},{length},{size}] named 'attention_in'") == 2
     assert kept.count("named 'attention_out'") == 1
     assert kept.count("named 'attention_rows'") == 3
+    assert "dot_general" not in kept
 
 
 @pytest.mark.parametrize("groups", [4, 2, pytest.param(1, marks=pytest.mark.slow)])
