@@ -11,7 +11,7 @@ _GPU: dict[str, Any] = {
     "xla_gpu_dot_merger_threshold_mb": 0,
 }
 
-_TRAINING: dict[str, Any] = {
+_KEPT: dict[str, Any] = {
     # Who reads weights where they lie also writes results where they shall lie: XLA 0.11.2 makes six of a layer's seven
     # products twice, once into the stack that the backward pass reads, once for the next operation. Where memory is
     # short, 0.11.2 and 0.12 compute some of them once more in the backward pass, besides. Cutting weights out of their
@@ -20,12 +20,13 @@ _TRAINING: dict[str, Any] = {
 }
 
 
-def xla_options(device: Any | None) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit` for programs on this device, which need not exist; None where there are none."""
-    return dict(_GPU) if device is not None and device.platform == "gpu" else None
+def xla_options(device: Any | None, *, keeps_products: bool = False) -> dict[str, Any] | None:
+    """`compiler_options` of `jax.jit` for programs on this device; None where there are none.
 
-
-def training_options(device: Any | None) -> dict[str, Any] | None:
-    """`xla_options` for programs that have a backward pass."""
-    options = xla_options(device)
-    return None if options is None else options | _TRAINING
+    Args:
+        device: it need not exist.
+        keeps_products: the program has a backward pass that finds the layers' matrix products in memory.
+    """
+    if device is None or device.platform != "gpu":
+        return None
+    return _GPU | _KEPT if keeps_products else dict(_GPU)

@@ -16,7 +16,7 @@ from dynllava_jax.data.batch import Batch
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import flatten
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
-from dynllava_jax.sharding.xla_options import training_options
+from dynllava_jax.sharding.xla_options import xla_options
 from dynllava_jax.training.optimizer import Adam
 from dynllava_jax.training.state import TrainState, state_shardings
 from dynllava_jax.training.step import Trainer
@@ -46,7 +46,7 @@ def compile_step(
             *arguments(trainer, length, images),
             donate_argnums=(0,),
             out_shardings=out,
-            compiler_options=training_options(mesh.devices.flat[0]),
+            compiler_options=xla_options(mesh.devices.flat[0], keeps_products=trainer.keeps_products),
         )
 
 

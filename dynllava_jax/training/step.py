@@ -20,7 +20,7 @@ from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import unflatten
 from dynllava_jax.sharding.specs import activation_constraint, batch_parts, replicated
-from dynllava_jax.sharding.xla_options import training_options, xla_options
+from dynllava_jax.sharding.xla_options import xla_options
 from dynllava_jax.training.cross_entropy import supervised
 from dynllava_jax.training.decisions import GumbelRule, InferenceRule, Noise, draw_noise
 from dynllava_jax.training.forward import ForwardPlan, forward
@@ -88,7 +88,7 @@ class Trainer:
             self.step_body,
             donate_argnums=(0,),
             out_shardings=(changing, whole),
-            compiler_options=training_options(device),
+            compiler_options=xla_options(device, keeps_products=self.keeps_products),
         )
         self._evaluate = jax.jit(self._run_evaluate, out_shardings=whole, compiler_options=xla_options(device))
         self._health = jax.jit(self._run_health)
@@ -123,6 +123,11 @@ class Trainer:
     def step_programs(self) -> int:
         """How many batch shapes `step` was compiled for."""
         return self._step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def keeps_products(self) -> bool:
+        """Whether a step's backward pass finds the layers' matrix products in memory."""
+        return self.config.remat != "full"
 
     # The traced bodies.
 

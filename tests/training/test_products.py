@@ -10,7 +10,7 @@ import pytest
 from dynllava_jax.analysis import aot
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.sharding.xla_options import training_options
+from dynllava_jax.sharding.xla_options import xla_options
 from dynllava_jax.testing import tiny_config
 from dynllava_jax.training import ahead
 from tests.training.batches import settings
@@ -25,12 +25,12 @@ pytestmark = [
 def test_with_products_kept_each_is_made_once_however_short_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven products of a layer forward, two for each of them backward, in both stacks."""
 
-    def short_of_memory(device: Any) -> dict[str, Any]:
+    def short_of_memory(device: Any, **of_program: bool) -> dict[str, Any]:
         """XLA may use a hundredth of what it would: as little for this model as all of it is for a large one."""
-        return {**(training_options(device) or {}), "xla_gpu_memory_limit_slop_factor": 1}
+        return {**(xla_options(device, **of_program) or {}), "xla_gpu_memory_limit_slop_factor": 1}
 
-    monkeypatch.setattr(ahead, "training_options", short_of_memory)
-    config = settings(remat="dots", attention="triton", dtype="bfloat16", global_batch_size=4)
+    monkeypatch.setattr(ahead, "xla_options", short_of_memory)
+    config = settings(remat="dots", attention="triton", dtype="bfloat16", global_batch_size=8)
     mesh = make_mesh("data=1", aot.topology("h100:1x1"))
     compiled = ahead.compile_step(_wide(), config, mesh, length=1024)
     assert _products_by_stack(compiled.as_text() or "") == [7, 7, 14, 14]
