@@ -95,12 +95,12 @@ class Products:
         return out
 
     def added(
-        self, x: Float[Array, "B O"], rows: Float[Array, "B I"], weight: Float[Array, "L I O"], layer: Int[Array, ""]
+        self, x: Float[Array, "B O"], hidden: Float[Array, "B I"], weight: Float[Array, "L I O"], layer: Int[Array, ""]
     ) -> Float[Array, "B O"]:
-        """Adds rows @ weight to `x`, rounded once."""
+        """Adds hidden @ weight to `x`, rounded once."""
         walk, size = tuning.GPU_PRODUCTS_OF_ONE, weight.shape[2]
         (out,) = self._call(_added, x, walk, walk.columns, (pl.cdiv(size, walk.columns),), [size], "added")(
-            layer[None], x, rows, weight
+            layer[None], x, hidden, weight
         )
         return out
 
@@ -152,20 +152,20 @@ def _gated(layer_ref, x_ref, scale_ref, gate_ref, up_ref, out_ref, *, eps, rows,
     _store(out_ref, jnp.arange(rows), column, gate / (1.0 + jnp.exp(-gate)) * up)
 
 
-def _added(layer_ref, x_ref, rows_ref, weight_ref, out_ref, *, rows, tile, step):
+def _added(layer_ref, x_ref, hidden_ref, weight_ref, out_ref, *, rows, tile, step):
     row, column = jnp.arange(rows), pl.program_id(0) * tile + jnp.arange(tile)
-    (found,) = _products(rows_ref, layer_ref[0], [(weight_ref, column)], rows, step)
+    (found,) = _products(hidden_ref, layer_ref[0], [(weight_ref, column)], rows, step)
     _store(out_ref, row, column, _load(x_ref, row, column).astype(jnp.float32) + found)
 
 
-def _products(rows_ref, layer, tiles, rows, step, norm=None):
+def _products(x_ref, layer, tiles, rows, step, norm=None):
     """The rows by some columns of each of some weights, in float32; with `norm`, (scales, eps), of the normed rows."""
-    row, count = jnp.arange(rows), rows_ref.shape[1]
+    row, count = jnp.arange(rows), x_ref.shape[1]
 
     def body(index, carry):
         squares, *sums = carry
         place = index * step + jnp.arange(step)
-        x = _load(rows_ref, row, place)
+        x = _load(x_ref, row, place)
         if norm is not None:
             wide, scale = x.astype(jnp.float32), _load(norm[0], layer[None], place).astype(jnp.float32)
             squares, x = squares + wide * wide, (wide * scale).astype(x.dtype)
