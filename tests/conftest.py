@@ -1,6 +1,8 @@
 """How every test runs: on eight simulated CPU devices, at full precision, with one compile cache for all workers."""
 
+import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,3 +25,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.slow)
+
+
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_in_memory() -> Iterator[None]:
+    """Forgets compiled programs when there are many.
+
+    Each lies in several memory maps, of which Linux gives a process 65,530; one that needs another dies of it.
+    """
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MOST_MAPS:
+        import jax  # only after the variables above
+
+        jax.clear_caches()
+        gc.collect()
