@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{what[1]} has no weights here; add --random-weights, or name a checkpoint with --model.")
     if args.model is not None and args.random_weights:
         raise InputError("--model brings its own weights; drop --random-weights, or name a --preset.")
+    if args.products is not None and not what[2]:
+        raise InputError("--products is for decoding with a cache; leave it out where there is none.")
     tell(args.json, _measure(args, *what), line)
     return 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -81,7 +82,7 @@ class Engine:
         products: fused kernels for the products of each generated token, see `kernels.products`; None: by XLA.
 
     Raises:
-        InputError: fused products that there are not, or with a mesh.
+        InputError: fused products that there are not, that do not serve the model or its device, or with a mesh.
     """
 
     def __init__(
@@ -96,8 +97,6 @@ class Engine:
         collect_logits: bool = False,
         products: str | None = None,
     ):
-        if fused_products(products) is not None and mesh is not None:
-            raise InputError(f"products={products!r} runs on one device; leave it out, or the mesh.")
         self.config = model.config
         self.buckets = buckets.within(model.config.decoder.context)
         self.mesh = mesh
@@ -108,6 +107,7 @@ class Engine:
         self._products = products
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
+        self._check_products()
         self.xla_options = xla_options(None if self._constraint is None else self._constraint.device)
         jit = functools.partial(jax.jit, compiler_options=self.xla_options)
         self._prefill = jit(self._run_prefill, static_argnames=("plan",))
@@ -117,6 +117,19 @@ class Engine:
         self._grow = jax.jit(self._run_grow, static_argnames=("capacity",), donate_argnums=(0,))
         self._nocache_open = jit(self._run_nocache_open, static_argnames=("plan",))
         self._nocache = jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
+
+    def _check_products(self) -> None:
+        """Before anything is computed: what is not served would be said only once the prompt was read."""
+        fused = fused_products(self._products)
+        if fused is None:
+            return
+        if self.mesh is not None:
+            raise InputError(f"products={self._products!r} runs on one device; leave it out, or the mesh.")
+        try:
+            with constraints(self._constraint):
+                fused.check(1, jnp.dtype(self.dtype), self.config.decoder.head_dim)
+        except NotImplementedError as error:
+            raise InputError(f"products={self._products!r} does not serve this model here: {error}.") from error
 
     @property
     def model(self) -> DynamicLlava:

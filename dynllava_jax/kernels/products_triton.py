@@ -43,20 +43,20 @@ class Products:
 
     interpret: bool = False
 
-    def check(self, x: Float[Array, "B D"], head_dim: int) -> None:
+    def check(self, rows: int, dtype: jnp.dtype, head_dim: int) -> None:
         """Raises NotImplementedError for rows, a dtype, head dimension or GPU that they do not serve."""
-        check(x.dtype, head_dim)
-        if x.shape[0] > _MOST_ROWS:
-            raise NotImplementedError(f"it serves up to {_MOST_ROWS} rows, not {x.shape[0]}")
+        check(dtype, head_dim)
+        if rows > _MOST_ROWS:
+            raise NotImplementedError(f"it serves up to {_MOST_ROWS} rows, not {rows}")
         if self.interpret:
             return
-        tuning.gpu_blocks(target(), head_dim, x.dtype.itemsize)
+        tuning.gpu_blocks(target(), head_dim, dtype.itemsize)
         if head_dim % (2 * _SMALLEST):
             raise NotImplementedError(
                 f"it serves head dimensions that are multiples of {2 * _SMALLEST}, not {head_dim}"
             )
-        if x.dtype != jnp.bfloat16:
-            raise NotImplementedError(f"it multiplies bfloat16 on tensor cores, not {x.dtype.name}")
+        if dtype != jnp.bfloat16:
+            raise NotImplementedError(f"it multiplies bfloat16 on tensor cores, not {dtype.name}")
 
     def rotated(
         self,

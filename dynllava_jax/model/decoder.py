@@ -16,7 +16,7 @@ from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.kernels.api import RESIDUALS
 from dynllava_jax.kernels.products import Products
-from dynllava_jax.model.fused import LayerOutput, fused_layer
+from dynllava_jax.model.fused import fused_layer
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.linear import Linear
@@ -130,13 +130,13 @@ def run_stack(
         InputError: fused products that are not served.
     """
 
-    def plain(x: Array, index: Array, layer: DecoderLayer) -> LayerOutput:
+    def plain(x: Array, index: Array, layer: DecoderLayer) -> tuple[Array, Array, Array, Array]:
         with jax.named_scope("attention"):
             query, key, value = layer.attention.project(layer.attention_norm(x), by)
             x = x + layer.attention.merge(attend(query, key, value, index))
         with jax.named_scope("mlp"):
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
-        return LayerOutput(x, query, key, value)
+        return x, query, key, value
 
     fused = None if products is None else fused_layer(products, layers, by, attend)
 

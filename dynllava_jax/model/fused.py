@@ -4,7 +4,7 @@ B batch, D hidden size, H query heads, G key/value heads, E head dimension, L la
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -15,15 +15,6 @@ from dynllava_jax.nn.linear import Linear
 from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.rope import Rope
-
-
-class LayerOutput(NamedTuple):
-    """The residual stream after a layer, and what it attended with: rotated queries and keys, and values."""
-
-    hidden: Float[Array, "B 1 D"]
-    query: Float[Array, "B H 1 E"]
-    key: Float[Array, "B G 1 E"]
-    value: Float[Array, "B G 1 E"]
 
 
 @runtime_checkable
@@ -38,8 +29,11 @@ class Layers(Protocol):
 
 def fused_layer(
     products: Products, layers: Layers, by: Rope, attend: Callable[[Array, Array, Array, Array], Array]
-) -> Callable[[Float[Array, "B 1 D"], Int[Array, ""]], LayerOutput]:
-    """What runs the layer of an index, for streams [B 1 D].
+) -> Callable[[Float[Array, "B 1 D"], Int[Array, ""]], tuple[Array, Array, Array, Array]]:
+    """What runs the layer of an index on a residual stream.
+
+    It gives the stream after the layer, [B 1 D], and what was attended with: rotated query [B H 1 E], rotated key
+    [B G 1 E] and value [B G 1 E].
 
     Args:
         products: the kernels.
@@ -52,10 +46,10 @@ def fused_layer(
     """
     attention, mlp, head_dim = layers.attention, layers.mlp, layers.attention.head_dim
 
-    def run(hidden: Float[Array, "B 1 D"], layer: Int[Array, ""]) -> LayerOutput:
+    def run(hidden: Float[Array, "B 1 D"], layer: Int[Array, ""]) -> tuple[Array, Array, Array, Array]:
         x = hidden[:, 0]
         try:
-            products.check(x, head_dim)
+            products.check(x.shape[0], x.dtype, head_dim)
             weights = [_kernel(linear, x) for linear in (attention.query, attention.key, attention.value)]
             out, gate, up, down = (_kernel(linear, x) for linear in (attention.out, mlp.gate, mlp.up, mlp.down))
         except NotImplementedError as error:
@@ -65,7 +59,7 @@ def fused_layer(
         attended = attend(query, key, value, layer).reshape(x.shape[0], -1)
         x = products.added(x, attended, out, layer)
         x = products.added(x, products.gated(x, _norm(layers.mlp_norm), gate, up, layer), down, layer)
-        return LayerOutput(x[:, None], query, key, value)
+        return x[:, None], query, key, value
 
     return run
 

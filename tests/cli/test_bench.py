@@ -133,6 +133,10 @@ def test_the_papers_shapes() -> None:
         (["generate", "--preset", "tiny"], "tiny has no weights here; add --random-weights"),
         (["generate", "--paper", "table5"], "--paper table5 is none of table4-1k,"),
         (["generate", "--preset", "tiny", "--random-weights", "--batch", "0"], "batch must be 1 or more, not 0."),
+        (
+            ["generate", "--preset", "tiny", "--random-weights", "--no-cache", "--products", "triton"],
+            "--products is for decoding with a cache; leave it out where there is none.",
+        ),
         (["train", "--preset", "tiny", "--length", "16"], "1 images take 16 of 16 tokens; at least 2 must be left"),
         (["train", "--preset", "tiny", "--images", "-1"], "--images must be 0 or more, not -1."),
         (["train", "--preset", "tiny", "--lora", "0"], "LoraConfig.rank must be above 0, not 0."),

@@ -69,3 +69,8 @@ def test_what_is_not_served_is_refused(changes: dict[str, Any], lora: LoraConfig
 def test_a_mesh_is_refused() -> None:
     with pytest.raises(InputError, match="products='triton' runs on one device; leave it out, or the mesh"):
         engine(products="triton", mesh=make_mesh("data=1"))
+
+
+def test_a_device_without_the_kernels_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match=r"products='triton' does not serve this model here: .* none for cpu"):
+        engine(products="triton")
