@@ -15,6 +15,7 @@ from pathlib import Path
 import dynllava_jax
 from dynllava_jax.cli.chips import choose_platform
 from dynllava_jax.cli.failure import is_expected, report
+from dynllava_jax.cli.gpu_memory import take_gpu_memory
 from dynllava_jax.errors import InputError
 
 COMMANDS = {
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
     choose_platform()
+    take_gpu_memory()
     try:
         args = _parse(argv)
         _log_to_stderr(debug)

@@ -9,6 +9,8 @@ import re
 from dynllava_jax.errors import InputError
 
 _GIB = 2**30
+SHARE = 0.92
+"""Of a device's memory that a program may take: the rest goes to the runtime and to fragments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,8 @@ class Machine:
 
     @property
     def limit(self) -> int:
-        """Bytes of a device that a program may take: the rest goes to the runtime and to fragments."""
-        return int(0.92 * self.chip.memory)
+        """Bytes of a device that a program may take."""
+        return int(SHARE * self.chip.memory)
 
 
 def machine(name: str) -> Machine:
