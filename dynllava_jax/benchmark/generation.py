@@ -85,14 +85,21 @@ def exact_buckets(config: ModelConfig, shape: GenerationShape, cached: bool) -> 
 
 
 def _generate(engine: Engine, prepared: list[Prepared], sparsity: SparsityConfig, cached: bool) -> Run:
-    """The second run is the one that counts: the first compiles."""
+    """The second run is the one that counts: in the first, programs are compiled and meet the device.
+
+    A GPU loads kernels and records graphs only when a program takes a step, so the first run takes all of them; but
+    without a cache, where a step is as long as a prefill, a single one.
+    """
     first = Run.open(engine, prepared, sparsity, use_cache=cached)
     if cached:
-        engine.compile(first.shape, sparsity)
+        _finish(first)
     else:
         first.advance(1)
     del first
-    run = Run.open(engine, prepared, sparsity, use_cache=cached)
+    return _finish(Run.open(engine, prepared, sparsity, use_cache=cached))
+
+
+def _finish(run: Run) -> Run:
     while not run.finished:
         run.advance()
     return run
