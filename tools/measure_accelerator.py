@@ -29,7 +29,7 @@ _GRACE = 5
 
 
 _WHOLE = {"XLA_PYTHON_CLIENT_ALLOCATOR": "cuda_async", "XLA_FLAGS": "--xla_gpu_memory_limit_slop_factor=160"}
-"""A step of the 7B model fills an H200 further than JAX takes by default, in one piece, and than XLA allows itself."""
+"""A step of the 7B model fills an H200 so far that its memory may have no holes, and further than XLA allows itself."""
 
 
 @dataclasses.dataclass(frozen=True)
