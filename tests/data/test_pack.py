@@ -230,6 +230,7 @@ def test_onto_a_bucket(source: JsonSource, tmp_path: Path, monkeypatch: pytest.M
     assert made == pack(source, str(tmp_path / "out"), shard_bytes=SHARD)
     assert sorted(content(tmp_path / "out")) == [*(shard.file for shard in made.shards), "manifest.json"]
     assert len(ShardSource.open(str(tmp_path / "out"))) == 10
+    monkeypatch.setattr(manifests.importlib.util, "find_spec", lambda name: name == "gcsfs" or None)
     assert isinstance(manifests.folder("gs://bucket/packed"), epath.Path)
     monkeypatch.setattr(manifests.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"gs://bucket/packed needs gcsfs; pip install"):
