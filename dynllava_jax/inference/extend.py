@@ -17,6 +17,7 @@ from dynllava_jax.kernels import api
 from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.model.decoder import Attend, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.fused import run_fused
 from dynllava_jax.model.probe import NOTHING, Probe
 from dynllava_jax.nn.rope import rope
 from dynllava_jax.sparsify.selector import TokenView
@@ -87,9 +88,10 @@ def extend(
     real = steps < lengths[:, None]
     by = rope(model.config.decoder, cache.shallow.length[:, None] + steps)
     trace, count = plan.probe.hidden, tokens.shape[1]
+    products = fused_products(plan.products) if count == 1 else None
     run = functools.partial(run_stack, capacity=count, trace=trace)
-    if count == 1:
-        run = functools.partial(run, products=fused_products(plan.products))
+    if products is not None:
+        run = functools.partial(run_fused, products, trace=trace)
     shallow = run(model.decoder.shallow, hidden, by, _attend(cache.shallow, plan))
 
     counted = steps + (0 if answered is None else answered[:, None])

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels.products_triton import Norm as Norm
+from dynllava_jax.kernels.products_triton import Kept as Kept
 from dynllava_jax.kernels.products_triton import Products as Products
+from dynllava_jax.kernels.products_triton import Stream as Stream
 
 _FUSED: Mapping[str, Products] = {"triton": Products(), "triton-interpret": Products(interpret=True)}
 

@@ -1,11 +1,12 @@
 """The products of one decoder layer for a few rows, on GPUs, by Pallas-Triton: three kernels in place of a dozen.
 
-B rows, L layers of one stack, D hidden size, H query heads, G key/value heads, E head dimension, F hidden features of
-the MLP, I inputs and O outputs of one product.
+B rows, L layers of one stack, D hidden size, E head dimension, Q and KV columns of all query and all key/value heads,
+F hidden features of the MLP, I inputs of one product, P programs that write the residual stream.
 
 Weights are passed as whole stacks and addressed by layer, so that none is copied. A program reads some columns of them
-from top to bottom, and every program the rows, which are few. What a row's norm divides it by is one number: the sum of
-squares is taken on the way, and the product divided in the end.
+from top to bottom, and every program the rows, which are few. Between two steps of its loop stands only what a tensor
+core needs: who writes the residual stream also writes it times the next norm's scale, and sums of its squares. What a
+row's norm divides it by is one number, by which the product is divided in the end.
 """
 
 import dataclasses
@@ -30,11 +31,25 @@ _SMALLEST = 16
 """Columns that a tensor core's product needs; half a head has a multiple of them."""
 
 
-class Norm(NamedTuple):
-    """The RMSNorm before a product: every layer's scale, and what is added to the mean square."""
+class Stream(NamedTuple):
+    """The residual stream, with what the RMSNorm before the next products needs.
 
-    scale: Float[Array, "L D"]
-    eps: float
+    Attributes:
+        x: the stream.
+        scaled: times the scale of that norm.
+        squares: sums of x² over some columns each, P of them, in float32; all of them together are the row's.
+    """
+
+    x: Float[Array, "B D"]
+    scaled: Float[Array, "B D"]
+    squares: Float[Array, "B P"]
+
+
+class Kept(NamedTuple):
+    """Every layer's rotated keys and values, of which a layer writes its own in place."""
+
+    key: Float[Array, "L B KV"]
+    value: Float[Array, "L B KV"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,126 +73,181 @@ class Products:
         if dtype != jnp.bfloat16:
             raise NotImplementedError(f"it multiplies bfloat16 on tensor cores, not {dtype.name}")
 
+    def begin(self, x: Float[Array, "B D"], scale: Float[Array, " D"]) -> Stream:
+        """The stream before the first layer, whose norm has this scale."""
+        wide = x.astype(jnp.float32)
+        squares = jnp.sum(wide * wide, axis=1, keepdims=True)
+        parts = pl.cdiv(x.shape[1], tuning.GPU_PRODUCTS.added.columns)
+        return Stream(x, _scaled(wide, scale).astype(x.dtype), jnp.pad(squares, ((0, 0), (0, parts - 1))))
+
     def rotated(
         self,
-        x: Float[Array, "B D"],
-        norm: Norm,
+        stream: Stream,
+        eps: float,
         weights: Sequence[Float[Array, "L D _"]],
         cos: Float[Array, "B E"],
         sin: Float[Array, "B E"],
         layer: Int[Array, ""],
-    ) -> Sequence[Float[Array, "B _"]]:
-        """Rotated queries, rotated keys, and values: of the normed rows by the three weights."""
-        walk = tuning.GPU_PRODUCTS_OF_TWO
+        kept: Kept,
+    ) -> tuple[Float[Array, "B Q"], Float[Array, "B KV"], Float[Array, "B KV"], Kept]:
+        """Rotated queries, rotated keys, and values: of the normed rows by the three weights.
+
+        Args:
+            stream: scaled for the norm before them.
+            eps: what the norm adds to the mean square.
+            weights: of queries, keys and values.
+            cos, sin: of each row's rotation.
+            layer: whose weights.
+            kept: where this layer's keys and values are written too; what is returned takes its place.
+        """
         half = cos.shape[1] // 2
+        walk = tuning.GPU_PRODUCTS.rotated
         tile = min(walk.columns, half & -half)
         outputs = [weight.shape[2] for weight in weights]
         heads = tuple(size // (2 * half) for size in outputs)
-        body = functools.partial(_rotated, heads=heads, half=half, eps=norm.eps)
-        return self._call(body, x, walk, tile, (sum(heads), half // tile), outputs, "rotated")(
-            layer[None], x, norm.scale, cos, sin, *weights
-        )
+        body = functools.partial(_rotated, heads=heads, half=half, eps=eps, tile=tile)
+        out_shape = [jax.ShapeDtypeStruct((len(cos), size), stream.x.dtype) for size in outputs]
+        out_shape += [jax.ShapeDtypeStruct(stack.shape, stack.dtype) for stack in kept]
+        arguments = (layer[None], stream.scaled, stream.squares, cos, sin, *weights, *kept)
+        aliases = {len(arguments) - 2: 3, len(arguments) - 1: 4}
+        call = self._call(body, walk, (sum(heads), half // tile), out_shape, "rotated", input_output_aliases=aliases)
+        query, key, value, *stacks = call(*arguments)
+        return query, key, value, Kept(*stacks)
 
     def gated(
         self,
-        x: Float[Array, "B D"],
-        norm: Norm,
+        stream: Stream,
+        eps: float,
         gate: Float[Array, "L D F"],
         up: Float[Array, "L D F"],
         layer: Int[Array, ""],
     ) -> Float[Array, "B F"]:
-        """silu(gate) · up of the normed rows."""
-        walk, size = tuning.GPU_PRODUCTS_OF_TWO, gate.shape[2]
-        body, programs = functools.partial(_gated, eps=norm.eps), (pl.cdiv(size, walk.columns),)
-        (out,) = self._call(body, x, walk, walk.columns, programs, [size], "gated")(
-            layer[None], x, norm.scale, gate, up
+        """silu(gate) · up of the normed rows; arguments as those of `rotated`."""
+        walk, size = tuning.GPU_PRODUCTS.gated, gate.shape[2]
+        body, programs = functools.partial(_gated, eps=eps, tile=walk.columns), (pl.cdiv(size, walk.columns),)
+        out_shape = [jax.ShapeDtypeStruct((len(stream.x), size), stream.x.dtype)]
+        (out,) = self._call(body, walk, programs, out_shape, "gated")(
+            layer[None], stream.scaled, stream.squares, gate, up
         )
         return out
 
     def added(
-        self, x: Float[Array, "B O"], hidden: Float[Array, "B I"], weight: Float[Array, "L I O"], layer: Int[Array, ""]
-    ) -> Float[Array, "B O"]:
-        """Adds hidden @ weight to `x`, rounded once."""
-        walk, size = tuning.GPU_PRODUCTS_OF_ONE, weight.shape[2]
-        (out,) = self._call(_added, x, walk, walk.columns, (pl.cdiv(size, walk.columns),), [size], "added")(
-            layer[None], x, hidden, weight
+        self,
+        stream: Stream,
+        hidden: Float[Array, "B I"],
+        weight: Float[Array, "L I D"],
+        layer: Int[Array, ""],
+        scale: Float[Array, "L D"],
+        ahead: int = 0,
+    ) -> Stream:
+        """Adds hidden @ weight to the stream, rounded once.
+
+        Args:
+            stream: what it is added to.
+            hidden: the left side of the product.
+            weight: the right side.
+            layer: whose weight.
+            scale: every layer's scale of the norm that comes next.
+            ahead: that norm is so many layers further; behind the last one, the last layer's stands for it.
+        """
+        walk, (rows, size) = tuning.GPU_PRODUCTS.added, stream.x.shape
+        body, programs = functools.partial(_added, ahead=ahead, tile=walk.columns), pl.cdiv(size, walk.columns)
+        out_shape = [jax.ShapeDtypeStruct((rows, size), stream.x.dtype)] * 2
+        out_shape.append(jax.ShapeDtypeStruct((rows, programs), jnp.float32))
+        return Stream(
+            *self._call(body, walk, (programs,), out_shape, "added")(layer[None], stream.x, hidden, weight, scale)
         )
-        return out
 
     def _call(
         self,
         body: Callable[..., None],
-        x: Float[Array, "B D"],
         walk: tuning.ProductWalk,
-        tile: int,
         programs: tuple[int, ...],
-        outputs: Sequence[int],
+        out_shape: Sequence[jax.ShapeDtypeStruct],
         name: str,
+        **options: Any,
     ) -> Callable[..., Any]:
         return triton_call(
-            functools.partial(body, rows=fitting(x.shape[0]), tile=tile, step=walk.step),
+            functools.partial(body, rows=fitting(out_shape[0].shape[0]), step=walk.step),
             warps=walk.warps,
             stages=walk.stages,
             interpret=self.interpret,
             grid=programs,
-            out_shape=[jax.ShapeDtypeStruct((x.shape[0], size), x.dtype) for size in outputs],
+            out_shape=out_shape,
             name=f"decode_{name}",
+            **options,
         )
 
 
-def _rotated(layer_ref, x_ref, scale_ref, cos_ref, sin_ref, *refs, heads, half, eps, rows, tile, step):
+def _rotated(layer_ref, x_ref, squares_ref, cos_ref, sin_ref, *refs, heads, half, eps, tile, rows, step):
     row, place = jnp.arange(rows), pl.program_id(1) * tile + jnp.arange(tile)
     first = 0
-    for turned, count, weight_ref, out_ref in zip((True, True, False), heads, refs[:3], refs[3:], strict=True):
+    weights, outputs, stacks = refs[:3], refs[5:8], (None, *refs[8:])
+    for turned, count, weight_ref, out_ref, kept_ref in zip(
+        (True, True, False), heads, weights, outputs, stacks, strict=True
+    ):
         head = pl.program_id(0) - first
 
-        def one(head=head, turned=turned, weight_ref=weight_ref, out_ref=out_ref):
+        def one(head=head, turned=turned, weight_ref=weight_ref, out_ref=out_ref, kept_ref=kept_ref):
             columns = [head * 2 * half + place + side for side in (0, half)]
-            pair = _products(x_ref, layer_ref[0], [(weight_ref, c) for c in columns], rows, step, (scale_ref, eps))
+            pair = _normed(x_ref, squares_ref, layer_ref[0], [(weight_ref, c) for c in columns], eps, rows, step)
             if turned:
                 left, right = (_rounded(part, out_ref) for part in pair)
                 cos, sin = ([_load(ref, row, place + side) for side in (0, half)] for ref in (cos_ref, sin_ref))
                 pair = left * cos[0] - right * sin[0], right * cos[1] + left * sin[1]
             for part, column in zip(pair, columns, strict=True):
                 _store(out_ref, row, column, part)
+                if kept_ref is not None:
+                    _store(kept_ref, row, column, part, layer_ref[0])
 
         pl.when((head >= 0) & (head < count))(one)
         first += count
 
 
-def _gated(layer_ref, x_ref, scale_ref, gate_ref, up_ref, out_ref, *, eps, rows, tile, step):
+def _gated(layer_ref, x_ref, squares_ref, gate_ref, up_ref, out_ref, *, eps, tile, rows, step):
     column = pl.program_id(0) * tile + jnp.arange(tile)
-    both = [(gate_ref, column), (up_ref, column)]
-    gate, up = (_rounded(part, out_ref) for part in _products(x_ref, layer_ref[0], both, rows, step, (scale_ref, eps)))
+    both = _normed(x_ref, squares_ref, layer_ref[0], [(gate_ref, column), (up_ref, column)], eps, rows, step)
+    gate, up = (_rounded(part, out_ref) for part in both)
     _store(out_ref, jnp.arange(rows), column, gate / (1.0 + jnp.exp(-gate)) * up)
 
 
-def _added(layer_ref, x_ref, hidden_ref, weight_ref, out_ref, *, rows, tile, step):
+def _added(
+    layer_ref, x_ref, hidden_ref, weight_ref, scale_ref, out_ref, scaled_ref, squares_ref, *, ahead, tile, rows, step
+):
     row, column = jnp.arange(rows), pl.program_id(0) * tile + jnp.arange(tile)
     (found,) = _products(hidden_ref, layer_ref[0], [(weight_ref, column)], rows, step)
-    _store(out_ref, row, column, _load(x_ref, row, column).astype(jnp.float32) + found)
+    x = _rounded(_load(x_ref, row, column).astype(jnp.float32) + found, out_ref)
+    following = jnp.minimum(layer_ref[0] + ahead, scale_ref.shape[0] - 1)
+    _store(out_ref, row, column, x)
+    _store(scaled_ref, row, column, _scaled(x, _load(scale_ref, following[None], column)))
+    _store(squares_ref, row, pl.program_id(0)[None], jnp.sum(x * x, axis=1, keepdims=True))
 
 
-def _products(x_ref, layer, tiles, rows, step, norm=None):
-    """The rows by some columns of each of some weights, in float32; with `norm`, (scales, eps), of the normed rows."""
-    row, count = jnp.arange(rows), x_ref.shape[1]
+def _scaled(x, scale):
+    return x * scale.astype(jnp.float32)
 
-    def body(index, carry):
-        squares, *sums = carry
+
+def _normed(x_ref, squares_ref, layer, tiles, eps, rows, step):
+    """`_products` of the normed rows, of which `x_ref` holds the scaled ones."""
+    squares = _load(squares_ref, jnp.arange(rows), jnp.arange(pl.next_power_of_2(squares_ref.shape[1])))
+    sums = _products(x_ref, layer, tiles, rows, step)
+    inverse = lax.rsqrt(jnp.sum(squares, axis=1, keepdims=True) / x_ref.shape[1] + eps)
+    return [total * inverse for total in sums]
+
+
+def _products(x_ref, layer, tiles, rows, step):
+    """The rows by some columns of each of some weights, in float32."""
+    row = jnp.arange(rows)
+
+    def body(index, sums):
         place = index * step + jnp.arange(step)
         x = _load(x_ref, row, place)
-        if norm is not None:
-            wide, scale = x.astype(jnp.float32), _load(norm[0], layer[None], place).astype(jnp.float32)
-            squares, x = squares + wide * wide, (wide * scale).astype(x.dtype)
-        weights = [_load(ref, place, column, layer) for ref, column in tiles]
-        return squares, *(total + dot(x, weight) for total, weight in zip(sums, weights, strict=True))
+        return [
+            total + dot(x, _load(ref, place, column, layer)) for total, (ref, column) in zip(sums, tiles, strict=True)
+        ]
 
     zeros = [jnp.zeros((rows, column.shape[0])) for _, column in tiles]
-    squares, *sums = lax.fori_loop(0, pl.cdiv(count, step), body, (jnp.zeros((rows, step)), *zeros))
-    if norm is None:
-        return sums
-    inverse = lax.rsqrt(jnp.sum(squares, axis=1) / count + norm[1])
-    return [total * inverse[:, None] for total in sums]
+    return lax.fori_loop(0, pl.cdiv(x_ref.shape[1], step), body, zeros)
 
 
 def _load(ref, row, column, *index):
@@ -185,8 +255,8 @@ def _load(ref, row, column, *index):
     return pltriton.load(ref.at[(*index, *cells(row, column))], mask=inside, other=None if inside is None else 0.0)
 
 
-def _store(ref, row, column, x):
-    pltriton.store(ref.at[cells(row, column)], x.astype(ref.dtype), mask=_inside(ref, row, column))
+def _store(ref, row, column, x, *index):
+    pltriton.store(ref.at[(*index, *cells(row, column))], x.astype(ref.dtype), mask=_inside(ref, row, column))
 
 
 def _inside(ref, row, column):

@@ -113,10 +113,20 @@ class ProductWalk:
     stages: int
 
 
-GPU_PRODUCTS_OF_ONE = ProductWalk(32, 128, 4, 6)
-GPU_PRODUCTS_OF_TWO = ProductWalk(32, 128, 4, 4)
-"""Compiled for A100 and H100, not measured. A core has 40 and 48 KiB of a program's weights on their way, and must have
-some 26 to take its part of an H200's bandwidth; of 4096 columns, 32 for each are as many programs as there are cores.
+@dataclasses.dataclass(frozen=True)
+class GpuProducts:
+    """The three Triton kernels of a layer's products, by the names of their methods."""
+
+    rotated: ProductWalk
+    gated: ProductWalk
+    added: ProductWalk
+
+
+GPU_PRODUCTS = GpuProducts(ProductWalk(32, 128, 4, 4), ProductWalk(32, 128, 4, 4), ProductWalk(32, 128, 4, 6))
+"""Compiled for A100 and H100. `added` reads 3.5 TB/s on an H200, as cuBLAS does; the others were not measured.
+
+A core has 40 and 48 KiB of a program's weights on their way, and must have some 26 to take its part of an H200's
+bandwidth; of 4096 columns, 32 for each are as many programs as there are cores.
 """
 
 

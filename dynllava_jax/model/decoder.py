@@ -15,8 +15,6 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.kernels.api import RESIDUALS
-from dynllava_jax.kernels.products import Products
-from dynllava_jax.model.fused import fused_layer
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.nn.linear import Linear
@@ -110,7 +108,6 @@ def run_stack(
     trace: bool = False,
     watch: Watch | None = None,
     remat: Remat = "none",
-    products: Products | None = None,
 ) -> StackOutput:
     """Runs one stack by `lax.scan`.
 
@@ -124,33 +121,22 @@ def run_stack(
         trace: also return the residual stream after every layer.
         watch: also return what this makes of every layer's rotated queries and keys.
         remat: what a backward pass need not compute again.
-        products: fused ones, for a stream of one token a sample; None: by XLA.
-
-    Raises:
-        InputError: fused products that are not served.
     """
 
-    def plain(x: Array, index: Array, layer: DecoderLayer) -> tuple[Array, Array, Array, Array]:
+    def body(carry: tuple[Array, Array], layer: DecoderLayer) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+        x, index = carry
         with jax.named_scope("attention"):
             query, key, value = layer.attention.project(layer.attention_norm(x), by)
             x = x + layer.attention.merge(attend(query, key, value, index))
         with jax.named_scope("mlp"):
             x = constrain(x + layer.mlp(layer.mlp_norm(x)), "batch", "seq", "embed")
-        return x, query, key, value
-
-    fused = None if products is None else fused_layer(products, layers, by, attend)
-
-    def body(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-        x, index = carry
-        x, query, key, value = plain(x, index, layer) if fused is None else fused(x, index)
         watched = None if watch is None else watch(query, key)
         key, value = (None if capacity is None else _pad(kept, capacity - x.shape[1]) for kept in (key, value))
         return (x, index + 1), (key, value, x if trace else None, watched)
 
     # Counted, not scanned over: cutting a number out of an array of them would be a kernel of its own in every layer.
     carry = (hidden, jnp.zeros((), jnp.int32))
-    each = layers if fused is None else None  # the kernels find a layer in the stack
-    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, each, num_layers(layers))
+    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, layers, num_layers(layers))
     return StackOutput(hidden, key, value, traced, watched)
 
 

@@ -1,77 +1,84 @@
-"""A decoder layer for one new token of each sample, by four fused products and the attention between them.
+"""A decoder stack for one new token of each sample, by four fused products a layer and the attention between them.
 
 B batch, D hidden size, H query heads, G key/value heads, E head dimension, L layers of the stack.
 """
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels.products import Norm, Products
-from dynllava_jax.nn.attention import Attention
+from dynllava_jax.kernels.products import Kept, Products, Stream
+from dynllava_jax.model.decoder import Attend, DecoderLayer, StackOutput
 from dynllava_jax.nn.linear import Linear
-from dynllava_jax.nn.mlp import GatedMlp
-from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.rope import Rope
+from dynllava_jax.nn.stack import num_layers
 
 
-@runtime_checkable
-class Layers(Protocol):
-    """A decoder's layers, stacked (`decoder.DecoderLayer`)."""
-
-    attention_norm: RmsNorm
-    attention: Attention
-    mlp_norm: RmsNorm
-    mlp: GatedMlp
+class _Carry(NamedTuple):
+    stream: Stream
+    kept: Kept
+    index: Int[Array, ""]
 
 
-def fused_layer(
-    products: Products, layers: Layers, by: Rope, attend: Callable[[Array, Array, Array, Array], Array]
-) -> Callable[[Float[Array, "B 1 D"], Int[Array, ""]], tuple[Array, Array, Array, Array]]:
-    """What runs the layer of an index on a residual stream.
-
-    It gives the stream after the layer, [B 1 D], and what was attended with: rotated query [B H 1 E], rotated key
-    [B G 1 E] and value [B G 1 E].
+def run_fused(
+    products: Products,
+    layers: DecoderLayer,
+    hidden: Float[Array, "B 1 D"],
+    by: Rope,
+    attend: Attend,
+    *,
+    trace: bool = False,
+) -> StackOutput:
+    """What `decoder.run_stack` does with a capacity of 1, for residual streams of one token a sample.
 
     Args:
         products: the kernels.
-        layers: of the stack.
+        layers: stacked layers.
+        hidden: residual stream that enters the stack.
         by: rotation of each token.
-        attend: as in `decoder.run_stack`.
+        attend: who attends to what.
+        trace: also return the residual stream after every layer.
 
     Raises:
-        InputError: from the function: products that the kernels do not serve.
+        InputError: the kernels do not serve this.
     """
     attention, mlp, head_dim = layers.attention, layers.mlp, layers.attention.head_dim
+    before, between = layers.attention_norm, layers.mlp_norm
+    projections = (attention.query, attention.key, attention.value)
+    x = hidden[:, 0]
+    try:
+        products.check(x.shape[0], x.dtype, head_dim)
+        weights = [_kernel(linear, x.dtype) for linear in projections]
+        out, gate, up, down = (_kernel(linear, x.dtype) for linear in (attention.out, mlp.gate, mlp.up, mlp.down))
+    except NotImplementedError as error:
+        raise InputError(f"The fused products do not serve this: {error}. Leave them out.") from error
 
-    def run(hidden: Float[Array, "B 1 D"], layer: Int[Array, ""]) -> tuple[Array, Array, Array, Array]:
-        x = hidden[:, 0]
-        try:
-            products.check(x.shape[0], x.dtype, head_dim)
-            weights = [_kernel(linear, x) for linear in (attention.query, attention.key, attention.value)]
-            out, gate, up, down = (_kernel(linear, x) for linear in (attention.out, mlp.gate, mlp.up, mlp.down))
-        except NotImplementedError as error:
-            raise InputError(f"The fused products do not serve this: {error}. Leave them out.") from error
-        turned = products.rotated(x, _norm(layers.attention_norm), weights, by.cos[:, 0], by.sin[:, 0], layer)
+    def body(carry: _Carry, _: None) -> tuple[_Carry, Array | None]:
+        stream, kept, index = carry
+        rotation = by.cos[:, 0], by.sin[:, 0]
+        *turned, kept = products.rotated(stream, before.eps, weights, *rotation, index, kept)
         query, key, value = (each.reshape(x.shape[0], -1, 1, head_dim) for each in turned)
-        attended = attend(query, key, value, layer).reshape(x.shape[0], -1)
-        x = products.added(x, attended, out, layer)
-        x = products.added(x, products.gated(x, _norm(layers.mlp_norm), gate, up, layer), down, layer)
-        return x[:, None], query, key, value
+        attended = attend(query, key, value, index).reshape(x.shape[0], -1)
+        stream = products.added(stream, attended, out, index, between.scale[...])
+        opened = products.gated(stream, between.eps, gate, up, index)
+        stream = products.added(stream, opened, down, index, before.scale[...], ahead=1)
+        return _Carry(stream, kept, index + 1), stream.x[:, None] if trace else None
 
-    return run
+    count = num_layers(layers)
+    kept = Kept(*(jnp.zeros((count, x.shape[0], weight.shape[2]), x.dtype) for weight in weights[1:]))
+    carry = _Carry(products.begin(x, before.scale[0]), kept, jnp.zeros((), jnp.int32))
+    (stream, kept, _), traced = jax.lax.scan(body, carry, None, count)
+    key, value = (each.reshape(count, x.shape[0], -1, 1, head_dim) for each in kept)
+    return StackOutput(stream.x[:, None], key, value, traced, None)
 
 
-def _norm(norm: RmsNorm) -> Norm:
-    return Norm(norm.scale[...], norm.eps)
-
-
-def _kernel(linear: Linear, x: Float[Array, "B D"]) -> Float[Array, "L I O"]:
+def _kernel(linear: Linear, dtype: jnp.dtype) -> Float[Array, "L I O"]:
     if linear.bias is not None or linear.lora_a is not None:
         raise NotImplementedError("a product has a bias or adapters")
     kernel = linear.kernel[...]
-    if kernel.dtype != x.dtype:
-        raise NotImplementedError(f"weights are {kernel.dtype.name}, computation is {x.dtype.name}")
+    if kernel.dtype != dtype:
+        raise NotImplementedError(f"weights are {kernel.dtype.name}, computation is {dtype.name}")
     return kernel

@@ -15,6 +15,7 @@ from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.model.decoder import DecoderLayer, run_stack
+from dynllava_jax.model.fused import run_fused
 from dynllava_jax.nn.rope import rope
 from dynllava_jax.nn.stack import stack
 from dynllava_jax.sharding.mesh import make_mesh
@@ -47,8 +48,9 @@ def one_token(layers: Any, dtype: str = "float32") -> Any:
     config = tiny_config().decoder
     hidden = jnp.ones((2, 1, config.hidden_size), dtype)
     by = rope(config, jnp.zeros((2, 1), jnp.int32))
-    fused = fused_products("triton-interpret")
-    return run_stack(layers, hidden, by, lambda query, key, value, layer: query, products=fused)
+    products = fused_products("triton-interpret")
+    assert products is not None
+    return run_fused(products, layers, hidden, by, lambda query, key, value, layer: query)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,25 @@ def test_a_mesh_is_refused() -> None:
 def test_a_device_without_the_kernels_is_refused_at_once() -> None:
     with pytest.raises(InputError, match=r"products='triton' does not serve this model here: .* none for cpu"):
         engine(products="triton")
+
+
+def test_a_stack_leaves_behind_what_it_does_by_xla() -> None:
+    config = tiny_config().decoder
+    layers = stack(nnx.Rngs(params=jax.random.key(1)), 3, lambda rngs: DecoderLayer(rngs, config))
+    for norm in (layers.attention_norm, layers.mlp_norm):  # every layer another one
+        norm.scale[...] = jax.random.uniform(jax.random.key(2), norm.scale.shape, minval=0.5, maxval=2.0)
+    hidden = jax.random.normal(jax.random.key(3), (2, 1, config.hidden_size))
+    by = rope(config, jnp.array([[3], [7]]))
+    repeats = config.num_heads // config.num_kv_heads
+
+    def attend(query: Any, key: Any, value: Any, layer: Any) -> Any:
+        return query + layer * jnp.repeat(key * value, repeats, axis=1)
+
+    products = fused_products("triton-interpret")
+    assert products is not None
+    found = run_fused(products, layers, hidden, by, attend, trace=True)
+    wanted = run_stack(layers, hidden, by, attend, capacity=1, trace=True)
+    for name in ("hidden", "key", "value", "trace"):
+        one, other = getattr(found, name), getattr(wanted, name)
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE * float(jnp.abs(other).max()), err_msg=name)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dynllava_jax.analysis.aot import compile_ahead, described, memory, place, topology
 from dynllava_jax.errors import InputError
-from dynllava_jax.kernels.products import Norm, Products, fused_products
+from dynllava_jax.kernels.products import Kept, Products, fused_products
 from tests.kernels.machines import A100, needs_compiler, strict
 
 EPS = 1e-5
@@ -36,6 +36,7 @@ class Layer(NamedTuple):
 
     x: Any
     scale: Any
+    following: Any
     query: Any
     key: Any
     value: Any
@@ -50,7 +51,7 @@ class Layer(NamedTuple):
 def shapes(sizes: Sizes) -> Layer:
     b, d, h, g, e, f, n = sizes
     products = ((d, h * e), (d, g * e), (d, g * e), (h * e, d), (d, f), (d, f), (f, d))
-    return Layer._make([(b, d), (n, d), *((n, *product) for product in products), (b, e), (b, e)])
+    return Layer._make([(b, d), (n, d), (n, d), *((n, *product) for product in products), (b, e), (b, e)])
 
 
 def drawn(sizes: Sizes, dtype: str, seed: int) -> Layer:
@@ -58,39 +59,64 @@ def drawn(sizes: Sizes, dtype: str, seed: int) -> Layer:
     keys = jax.random.split(jax.random.key(seed), len(Layer._fields))
     layer = Layer(*(jax.random.normal(key, shape) for key, shape in zip(keys, shapes(sizes), strict=True)))
     angle = jnp.concatenate([layer.cos[:, : sizes.E // 2]] * 2, axis=-1)
-    weights = (x / np.sqrt(x.shape[1]) for x in layer[2:9])
-    return Layer._make([*(x.astype(dtype) for x in (*layer[:2], *weights)), jnp.cos(angle), jnp.sin(angle)])
+    weights = (x / np.sqrt(x.shape[1]) for x in layer[3:10])
+    return Layer._make([*(x.astype(dtype) for x in (*layer[:3], *weights)), jnp.cos(angle), jnp.sin(angle)])
 
 
-def fused(kernels: Products, layer: Layer, index: Any) -> dict[str, Any]:
-    norm = Norm(layer.scale, EPS)
-    turned = kernels.rotated(layer.x, norm, layer[2:5], layer.cos, layer.sin, index)
-    query, key, value = turned
-    hidden = kernels.gated(layer.x, norm, layer.gate, layer.up, index)
-    attended = kernels.added(layer.x, query, layer.out, index)
-    both = kernels.added(layer.x, hidden, layer.down, index)
-    return {"query": query, "key": key, "value": value, "hidden": hidden, "attended": attended, "both": both}
+def fused(kernels: Products, layer: Layer, index: Any, ahead: int = 0) -> dict[str, Any]:
+    begun = kernels.begin(layer.x, layer.scale[index])
+    weights = (layer.query, layer.key, layer.value)
+    kept = Kept(*(jnp.ones((each.shape[0], len(layer.x), each.shape[2]), layer.x.dtype) for each in weights[1:]))
+    query, key, value, kept = kernels.rotated(begun, EPS, weights, layer.cos, layer.sin, index, kept)
+    attended = kernels.added(begun, query, layer.out, index, layer.following, ahead)
+    hidden = kernels.gated(attended, EPS, layer.gate, layer.up, index)
+    both = kernels.added(attended, hidden, layer.down, index, layer.following, ahead)
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "keys": kept.key,
+        "values": kept.value,
+        "attended": attended.x,
+        "scaled": attended.scaled,
+        "squares": jnp.sum(attended.squares, axis=1),
+        "hidden": hidden,
+        "both": both.x,
+    }
 
 
-def truth(layer: Layer, index: int, found: dict[str, Any]) -> dict[str, np.ndarray]:
-    """In float64; what was added is made of what was found."""
-    x, scale, query, key, value, out, gate, up, down, cos, sin = (np.asarray(a, np.float64) for a in layer)
-    normed = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPS) * scale[index]
+def truth(layer: Layer, index: int, found: dict[str, Any], ahead: int = 0) -> dict[str, np.ndarray]:
+    """In float64; what follows on something is made of what was found."""
+    x, scale, following, query, key, value, out, gate, up, down, cos, sin = (np.asarray(a, np.float64) for a in layer)
+    wide = {name: np.asarray(each, np.float64) for name, each in found.items()}
+    after = wide["attended"]
+
+    def normed(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPS) * scale
 
     def rotated(weight: np.ndarray) -> np.ndarray:
-        heads = (normed @ weight[index]).reshape(len(x), -1, cos.shape[1])
+        heads = (normed(x, scale[index]) @ weight[index]).reshape(len(x), -1, cos.shape[1])
         first, second = np.split(heads, 2, axis=-1)
         turned = np.concatenate([-second, first], axis=-1)
         return (heads * cos[:, None] + turned * sin[:, None]).reshape(len(x), -1)
 
-    opened = normed @ gate[index]
+    next_scale = following[min(index + ahead, len(following) - 1)]
+    opened, upper = (normed(after, next_scale) @ weight[index] for weight in (gate, up))
+
+    def kept(one: np.ndarray) -> np.ndarray:
+        return np.stack([one if at == index else np.ones_like(one) for at in range(len(scale))])
+
     return {
         "query": rotated(query),
         "key": rotated(key),
-        "value": normed @ value[index],
-        "hidden": opened / (1 + np.exp(-opened)) * (normed @ up[index]),
-        "attended": x + np.asarray(found["query"], np.float64) @ out[index],
-        "both": x + np.asarray(found["hidden"], np.float64) @ down[index],
+        "value": normed(x, scale[index]) @ value[index],
+        "keys": kept(wide["key"]),
+        "values": kept(wide["value"]),
+        "attended": x + wide["query"] @ out[index],
+        "scaled": after * next_scale,
+        "squares": np.sum(after**2, axis=1),
+        "hidden": opened / (1 + np.exp(-opened)) * upper,
+        "both": after + wide["hidden"] @ down[index],
     }
 
 
@@ -102,10 +128,10 @@ def test_any_shape(dtype: str, data: st.DataObject) -> None:
     rows, width, hidden = (data.draw(st.integers(1, most)) for most in (16, 300, 200))
     sizes = Sizes(rows, width, groups * ratio, groups, data.draw(st.sampled_from((16, 48, 64, 128))), hidden)
     index = data.draw(st.integers(0, sizes.L - 1))
-    layer = drawn(sizes, dtype, data.draw(st.integers(0, 9)))
-    found = fused(Products(interpret=True), layer, jnp.int32(index))
-    for name, wanted in truth(layer, index, found).items():
-        assert found[name].dtype == dtype
+    layer, ahead = drawn(sizes, dtype, data.draw(st.integers(0, 9))), data.draw(st.integers(0, 1))
+    found = fused(Products(interpret=True), layer, jnp.int32(index), ahead)
+    for name, wanted in truth(layer, index, found, ahead).items():
+        assert found[name].dtype == ("float32" if name == "squares" else dtype)
         np.testing.assert_allclose(
             np.asarray(found[name], np.float64), wanted, rtol=0, atol=TOLERANCE[dtype] * max(1.0, np.abs(wanted).max())
         )
