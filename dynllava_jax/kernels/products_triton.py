@@ -182,6 +182,7 @@ class Products:
 def _rotated(layer_ref, x_ref, squares_ref, cos_ref, sin_ref, *refs, heads, half, eps, tile, rows, step):
     row, place = jnp.arange(rows), pl.program_id(1) * tile + jnp.arange(tile)
     first = 0
+    # The two in between are the stacks again, as arguments, in whose place the last two are written.
     weights, outputs, stacks = refs[:3], refs[5:8], (None, *refs[8:])
     for turned, count, weight_ref, out_ref, kept_ref in zip(
         (True, True, False), heads, weights, outputs, stacks, strict=True

@@ -123,7 +123,7 @@ class GpuProducts:
 
 
 GPU_PRODUCTS = GpuProducts(ProductWalk(32, 128, 4, 4), ProductWalk(32, 128, 4, 4), ProductWalk(32, 128, 4, 6))
-"""Compiled for A100 and H100. `added` reads 3.5 TB/s on an H200, as cuBLAS does; the others were not measured.
+"""Compiled for A100 and H100, not measured: an earlier form of `added` read its larger weights at 3.5 TB/s on an H200.
 
 A core has 40 and 48 KiB of a program's weights on their way, and must have some 26 to take its part of an H200's
 bandwidth; of 4096 columns, 32 for each are as many programs as there are cores.

@@ -1,6 +1,7 @@
 """A decoder stack for one new token of each sample, by four fused products a layer and the attention between them.
 
-B batch, D hidden size, H query heads, G key/value heads, E head dimension, L layers of the stack.
+B batch, D hidden size, H query heads, G key/value heads, E head dimension, L layers of the stack, I inputs and O
+outputs of one product.
 """
 
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def run_fused(
         stream, kept, index = carry
         rotation = by.cos[:, 0], by.sin[:, 0]
         *turned, kept = products.rotated(stream, before.eps, weights, *rotation, index, kept)
-        query, key, value = (each.reshape(x.shape[0], -1, 1, head_dim) for each in turned)
+        query, key, value = (each.reshape(x.shape[0], -1, 1, head_dim) for each in turned)  # [B H 1 E], [B G 1 E] twice
         attended = attend(query, key, value, index).reshape(x.shape[0], -1)
         stream = products.added(stream, attended, out, index, between.scale[...])
         opened = products.gated(stream, between.eps, gate, up, index)

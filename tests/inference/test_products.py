@@ -13,7 +13,7 @@ from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.engine import Engine
-from dynllava_jax.kernels.products import fused_products
+from dynllava_jax.kernels.products import Products
 from dynllava_jax.model.decoder import DecoderLayer, run_stack
 from dynllava_jax.model.fused import run_fused
 from dynllava_jax.nn.rope import rope
@@ -48,9 +48,7 @@ def one_token(layers: Any, dtype: str = "float32") -> Any:
     config = tiny_config().decoder
     hidden = jnp.ones((2, 1, config.hidden_size), dtype)
     by = rope(config, jnp.zeros((2, 1), jnp.int32))
-    products = fused_products("triton-interpret")
-    assert products is not None
-    return run_fused(products, layers, hidden, by, lambda query, key, value, layer: query)
+    return run_fused(Products(interpret=True), layers, hidden, by, lambda query, key, value, layer: query)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +88,7 @@ def test_a_stack_leaves_behind_what_it_does_by_xla() -> None:
     def attend(query: Any, key: Any, value: Any, layer: Any) -> Any:
         return query + layer * jnp.repeat(key * value, repeats, axis=1)
 
-    products = fused_products("triton-interpret")
-    assert products is not None
-    found = run_fused(products, layers, hidden, by, attend, trace=True)
+    found = run_fused(Products(interpret=True), layers, hidden, by, attend, trace=True)
     wanted = run_stack(layers, hidden, by, attend, capacity=1, trace=True)
     for name in ("hidden", "key", "value", "trace"):
         one, other = getattr(found, name), getattr(wanted, name)
