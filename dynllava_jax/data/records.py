@@ -57,14 +57,20 @@ def read_record(value: Any, where: str) -> Record:
     if not isinstance(value, Mapping):
         raise SampleError(where, "malformed record", f"{where} is no JSON object")
     id = where if value.get("id") is None else str(value["id"])
+    if not _is_text(id):
+        raise SampleError(where, "malformed record", f"its id {_HALF}")
 
     def wrong(what: str) -> SampleError:
         return SampleError(id, "malformed record", f"{where}: {what}")
 
-    images = value.get("image", value.get("images"))
-    images = () if images is None else tuple(images) if isinstance(images, (list, tuple)) else (images,)
+    one, several = (_listed(value.get(key)) for key in ("image", "images"))
+    if one and several:
+        raise wrong("it has image and images; leave one of them out")
+    images = one or several
     if not all(isinstance(image, (str, bytes, np.ndarray)) and len(image) for image in images):
         raise wrong("image must be a path or a list of paths")
+    if not _is_text(*(image for image in images if isinstance(image, str))):
+        raise wrong(f"its image path {_HALF}")
     sentences = value.get("conversations")
     if not isinstance(sentences, (list, tuple)) or not sentences:
         raise wrong("conversations must be a list of questions and answers")
@@ -78,10 +84,26 @@ def read_record(value: Any, where: str) -> Record:
         if speaker != ("human", "gpt")[len(texts) % 2]:
             raise wrong(f"conversations[{number}] is a second one from {speaker} in a row")
         texts.append(text)
-    try:
-        "".join([id, *texts]).encode()
-    except UnicodeEncodeError:
-        raise wrong("its text has half a character (a lone surrogate)") from None
+    if not _is_text(*texts):
+        raise wrong(f"its text {_HALF}")
     if not texts or len(texts) % 2:
         raise wrong("the last question has no answer")
     return Record(id, images, tuple(map(Turn, texts[::2], texts[1::2])))
+
+
+def _listed(images: Any) -> tuple[Any, ...]:
+    if images is None:
+        return ()
+    return tuple(images) if isinstance(images, (list, tuple)) else (images,)
+
+
+_HALF = "has half a character (a lone surrogate)"
+
+
+def _is_text(*texts: str) -> bool:
+    """Whether they can be written down; JSON may escape half of a character."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

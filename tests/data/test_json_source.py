@@ -119,7 +119,10 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, text: str, says: str)
         ({"conversations": [{"from": "human", "value": 3}]}, r"conversations\[0\] must be"),
         ({"conversations": ["q"]}, r"conversations\[0\] must be"),
         ({"conversations": 2 * [{"from": "human", "value": "q"}]}, r"conversations\[1\] is a second one from human"),
-        (sample(question="a \ud800 b"), "half a character"),
+        (sample(question="a \ud800 b"), "its text has half a character"),
+        (sample(image="\ud800.png"), "its image path has half a character"),
+        (sample("\ud800"), r"data\.json, sample 0.*its id has half a character"),
+        (sample(image="a.png") | {"images": ["b.png"]}, "leave one of them out"),
         (sample(image=3), "image must be a path"),
         (sample(image=[""]), "image must be a path"),
     ],
@@ -129,6 +132,13 @@ def test_a_malformed_record_is_named(tmp_path: Path, value: Any, says: str) -> N
     with pytest.raises(SampleError, match=says) as error:
         source.record(0)
     assert error.value.reason == "malformed record"
+    str(error.value).encode()  # it is written down as it is
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_an_empty_image_beside_images_is_none(tmp_path: Path, nothing: Any) -> None:
+    value = sample() | {"image": nothing, "images": ["a.png"]}
+    assert open_source(str(write(tmp_path, [value]))).record(0).images == ("a.png",)
 
 
 def test_a_broken_line_spoils_no_other(tmp_path: Path) -> None:
