@@ -130,6 +130,14 @@ class TrainingCheckpoints:
         except trained.DamageError as error:
             raise self._or_else(error, step) from None
 
+    def other_init(self, info: trained.Info, frozen: Collection[str]) -> list[str]:
+        """What differs, in words, if `init` is not where a checkpoint has those of `frozen` from that it lacks."""
+        inherited = set(frozen).difference(info.items.get(trained.FROZEN, ()))
+        if not inherited or info.init.get("content_hash") == self._init.get("content_hash"):
+            return []
+        now = f"{self._init['path']} with other content" if self._init else "no checkpoint"
+        return [f"the frozen parameters came from {info.init.get('path')} and would come from {now}"]
+
     def best(self) -> int | None:
         """The step with the lowest score, the latest of several; None without scores."""
         return best(self._scores())

@@ -1,6 +1,6 @@
 """What makes a run the run that it is: its checkpoints go on only under the same settings and the same data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynllava_jax.config.json_codec import to_json
@@ -40,12 +40,15 @@ def identity(config: TrainConfig, data: str, steps: int) -> dict[str, Any]:
     return {"config": to_json(config), "data": data, "steps": steps}
 
 
-def check_same_run(workdir: str, saved: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
+def check_same_run(
+    workdir: str, saved: Mapping[str, Any], now: Mapping[str, Any], others: Sequence[str] = (), *, force: bool
+) -> list[str]:
     """Compares a checkpoint's run with this one.
 
     Args:
         workdir: named in the error.
         saved, now: see `identity`.
+        others: what else differs, one clause each.
         force: `--resume=force`.
 
     Returns:
@@ -63,6 +66,7 @@ def check_same_run(workdir: str, saved: Mapping[str, Any], now: Mapping[str, Any
         found.append(f"the run had {saved.get('steps')} steps and has {now['steps']}")
     if saved.get("data") != now["data"]:
         found.append("the data, or the order of the samples, are others")
+    found += others
     if found and not force:
         raise InputError(
             f"{workdir} holds another run: {'; '.join(found)}. Undo that, give another --workdir, or go on all the "

@@ -254,7 +254,9 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
         told = f"; made from init.seed: {', '.join(parts)}" if parts else ""
         _say(f"beginning with {config.init.checkpoint or 'random weights'}{told}")
         return begin(trainer.parameters, values, config.dtype, trainer.mesh), 0
-    for change in check_same_run(options.workdir, checkpoints.info(step).data, _memory(run), force=options.force):
+    info = checkpoints.info(step)
+    others = checkpoints.other_init(info, trainer.parameters.frozen)
+    for change in check_same_run(options.workdir, info.data, _memory(run), others, force=options.force):
         _say(f"forced: {change}")
     like = abstract_state(trainer.parameters, config.dtype, trainer.mesh)
     _say(f"going on from step {step} of {options.workdir}; the warm start is not read, but for what is frozen")

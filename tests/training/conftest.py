@@ -18,20 +18,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    """Of the tiny model, every value drawn."""
-    import numpy as np
+    from tests.training.runs import write_checkpoint
 
-    from dynllava_jax.checkpoint import store
-    from dynllava_jax.checkpoint.leaves import item_of, leaf_shapes
-    from dynllava_jax.config.presets import tiny
-
-    draw = np.random.default_rng(0)
-    shapes = sorted(leaf_shapes(tiny()).items(), key=lambda leaf: item_of(leaf[0]))
-    leaves = ((name, 0.1 * draw.standard_normal(shape).astype(np.float32)) for name, shape in shapes)
-    files = {file.name: file.read_bytes() for file in tokenizer_folder.iterdir()}
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    store.write(folder, tiny(), leaves, extras=store.Extras(files=files))
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "tiny", tokenizer_folder)
 
 
 @pytest.fixture(scope="module")

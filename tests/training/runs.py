@@ -1,4 +1,4 @@
-"""A little data set and the command that trains on it."""
+"""A little data set, a checkpoint, and the command that trains on them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint.leaves import item_of, leaf_shapes
 from dynllava_jax.cli.main import main
+from dynllava_jax.config.presets import tiny
 from dynllava_jax.testing.images import synthetic_image
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "tiny.py")
@@ -36,6 +39,16 @@ def write_data(folder: Path, count: int = 24, seed: int = 0) -> Path:
     file = folder / "data.json"
     file.write_text(json.dumps(records))
     return file
+
+
+def write_checkpoint(folder: Path, tokenizer_folder: Path, seed: int = 0) -> Path:
+    """Of the tiny model, every value drawn."""
+    draw = np.random.default_rng(seed)
+    shapes = sorted(leaf_shapes(tiny()).items(), key=lambda leaf: item_of(leaf[0]))
+    leaves = ((name, 0.1 * draw.standard_normal(shape).astype(np.float32)) for name, shape in shapes)
+    files = {file.name: file.read_bytes() for file in tokenizer_folder.iterdir()}
+    store.write(folder, tiny(), leaves, extras=store.Extras(files=files))
+    return folder
 
 
 def command(data: Path, workdir: Path, *more: str, checkpoint: Path | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """Whole runs of the command: begun, stopped, gone on with, refused, and ended by a bad loss."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from dynllava_jax.training.stop import StopSignal
 from dynllava_jax.training.watch import LossWatch
-from tests.training.runs import records, run, saved, write_data
+from tests.training.runs import records, run, saved, write_checkpoint, write_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 
@@ -86,6 +87,24 @@ def test_another_run_is_refused_until_it_is_forced(
     assert "holds another run: optimizer.clip_norm was 1.0 and is 2.0. Undo that" in capsys.readouterr().err
     assert run(data, whole, *changed, "--resume=force", checkpoint=checkpoint) == 0
     assert "forced: optimizer.clip_norm was 1.0 and is 2.0" in capsys.readouterr().err
+
+
+def test_frozen_parameters_of_another_checkpoint_are_refused(
+    whole: Path,
+    data: Path,
+    checkpoint: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = write_checkpoint(tmp_path / "other", tokenizer_folder, seed=1)
+    assert run(data, whole, *RUN, checkpoint=other) == 2
+    told = f"the frozen parameters came from {checkpoint} and would come from {other} with other content. Undo that"
+    assert told in capsys.readouterr().err
+    assert run(data, whole, *RUN, "--resume=force", checkpoint=other) == 0
+    assert "forced: the frozen parameters came from" in capsys.readouterr().err
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    assert run(data, whole, *RUN, checkpoint=moved) == 0
 
 
 def test_a_picture_that_cannot_be_read_is_counted(
