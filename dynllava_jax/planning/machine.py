@@ -37,8 +37,9 @@ class Chip:
 
 
 # Memory, FLOP/s and bandwidth: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data sheets of A100, H100, H200
-# (SXM). Links: the same pages, half of the bidirectional figure. Networks of GPU hosts are those of the usual machines:
-# one 200 Gbit/s adapter a GPU beside A100s, 400 Gbit/s beside H100s and H200s.
+# (SXM), but of an H100's and an H200's memory what CUDA leaves to programs. Links: the same pages, half of the
+# bidirectional figure. Networks of GPU hosts are those of the usual machines: one 200 Gbit/s adapter a GPU beside
+# A100s, 400 Gbit/s beside H100s and H200s.
 CHIPS = {
     "v4": Chip("v4", 32 * _GIB, 275e12, 1.228e12, 150e9, 150e9, 4),
     "v5e": Chip("v5e", 16 * _GIB, 197e12, 0.819e12, 100e9, 100e9, 4),
@@ -47,7 +48,7 @@ CHIPS = {
     "a100-40": Chip("a100-40", 40 * _GIB, 312e12, 1.555e12, 300e9, 25e9, 8),
     "a100": Chip("a100", 80 * _GIB, 312e12, 2.039e12, 300e9, 25e9, 8),
     "h100": Chip("h100", 84_929_347_584, 989e12, 3.352e12, 450e9, 50e9, 8),
-    "h200": Chip("h200", 150_754_820_096, 989e12, 4.8e12, 450e9, 50e9, 8),
+    "h200": Chip("h200", 150_109_880_320, 989e12, 4.8e12, 450e9, 50e9, 8),
 }
 
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6elitepod": "v6e", "a100-80": "a100", "a100-40gb": "a100-40",

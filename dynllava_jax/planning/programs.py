@@ -1,6 +1,7 @@
 """The programs of a run, compiled for a machine that is not there: an optimizer step, a prefill, a decode segment."""
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -28,7 +29,7 @@ class Program:
     Attributes:
         name: step, prefill, decode or decode_all_kept.
         memory: of one device, weights that lie there without being read included.
-        read: bytes of a device that it reads.
+        read: bytes of a device that it has to read: of a segment, for its last token.
         seconds: that compiling took.
         cpu_seconds: of all threads and of assemblers that were called; on a busy machine the better measure.
         text: its HLO.
@@ -67,34 +68,47 @@ def answer_programs(model: ModelConfig, shape: Shape, mesh: Mesh, dtype: str) ->
     `prefill`; `decode`, a segment with the deep cache as large as it gets when as much of the answer is kept as is
     expected; and `decode_all_kept`, the same when nothing of it is dropped, unless that is the same program.
     """
-    sizes = shape.deep_capacities(output_rate(model))
-    expected = expected_growth(shape, output_rate(model))
-
-    def sizes_of(grown: int) -> tuple[dict[str, int], dict[str, int]]:
-        params, state = segment_arguments(model, shape, mesh, dtype=dtype, grown=grown)
-        return {"weights": on_device(params)}, {"cache": on_device(state.cache)}
+    rate = output_rate(model)
+    sizes = shape.deep_capacities(rate)
+    expected = expected_growth(shape, rate)
 
     def prefill() -> Program:
-        weights, cache = sizes_of(0)
-        return _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype), weights, made=cache)
+        params, state = segment_arguments(model, shape, mesh, dtype=dtype)
+        held, made = {"weights": on_device(params)}, {"cache": on_device(state.cache)}
+        unread = _embeddings(model, params)
+        return _timed("prefill", lambda: compile_prefill(model, shape, mesh, dtype=dtype), held, made, unread=unread)
 
-    def segment(name: str, grown: int) -> Program:
-        weights, cache = sizes_of(grown)
-        return _timed(name, lambda: compile_segment(model, shape, mesh, dtype=dtype, grown=grown), weights | cache)
+    def segment(name: str, grown: int, rate: float) -> Program:
+        params, state = segment_arguments(model, shape, mesh, dtype=dtype, grown=grown)
+        held = {"weights": on_device(params), "cache": on_device(state.cache)}
+        empty = 1 - _deep_tokens(shape, rate) / state.cache.deep.capacity
+        unread = _embeddings(model, params) + int(empty * on_device(state.cache.deep.blocks))
+        compile = functools.partial(compile_segment, model, shape, mesh, dtype=dtype, grown=grown)
+        return _timed(name, compile, held, unread=unread)
 
     programs: dict[str, Compile] = {
         "prefill": prefill,
-        "decode": lambda: segment("decode", expected),
+        "decode": lambda: segment("decode", expected, rate),
     }
     if expected < len(sizes) - 1:
-        programs["decode_all_kept"] = lambda: segment("decode_all_kept", len(sizes) - 1)
+        programs["decode_all_kept"] = lambda: segment("decode_all_kept", len(sizes) - 1, 1.0)
     return programs
 
 
 def expected_growth(shape: Shape, rate: float) -> int:
     """How often the deep cache has grown at the end of an answer of which `rate` is kept."""
-    needed = shape.deep_length + math.ceil(rate * shape.answer)
+    needed = _deep_tokens(shape, rate)
     return next(number for number, size in enumerate(shape.deep_capacities(rate)) if size >= needed)
+
+
+def _deep_tokens(shape: Shape, rate: float) -> int:
+    """What the deep cache holds of a sample at the end of an answer of which `rate` is kept."""
+    return shape.deep_length + math.ceil(rate * shape.answer)
+
+
+def _embeddings(model: ModelConfig, params: Any) -> int:
+    """Bytes of a device's part of the table of which a program takes rows, unless it is the vocabulary head too."""
+    return 0 if model.decoder.tie_embeddings else on_device(params["decoder"]["embedding"])
 
 
 def on_device(tree: Any) -> int:
@@ -110,8 +124,10 @@ def _timed(
     compile: Callable[[], jax.stages.Compiled],
     held: Mapping[str, int] = MappingProxyType({}),
     made: Mapping[str, int] = MappingProxyType({}),
+    *,
+    unread: int = 0,
 ) -> Program:
-    """`held` are bytes of arguments, `made` of output."""
+    """`held` are bytes of arguments, `made` of output, `unread` those of arguments that need not be read."""
     start, cpu = time.monotonic(), _cpu_seconds()
     try:
         compiled = compile()
@@ -124,7 +140,8 @@ def _timed(
     seconds, cpu_seconds = time.monotonic() - start, _cpu_seconds() - cpu
     memory = aot.memory(compiled)
     there = dataclasses.replace(memory, arguments=max(memory.arguments, sum(held.values())))
-    return Program(name, there, memory.arguments, seconds, cpu_seconds, compiled.as_text() or "", {**held, **made})
+    text, read = compiled.as_text() or "", memory.arguments - unread
+    return Program(name, there, read, seconds, cpu_seconds, text, {**held, **made})
 
 
 def _cpu_seconds() -> float:

@@ -13,7 +13,7 @@ class Roofline:
 
     Attributes:
         compute: the arithmetic, at the peak of the matrix units.
-        memory: reading the arguments and writing the results once.
+        memory: reading what is needed of the arguments once, and writing results that take no argument's place.
         network: what collectives send, within hosts and across.
     """
 

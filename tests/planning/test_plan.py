@@ -5,12 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
+from dynllava_jax.analysis.prompt_flops import Selection, cache_bytes
+from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.cli.main import main
+from dynllava_jax.config.experiment import read_experiment
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.planning import table
+from dynllava_jax.planning.machine import machine
 from dynllava_jax.planning.programs import expected_growth
+from dynllava_jax.training.setup import preset_model
 
 CONFIG = "configs/tiny.py"
 needs_compilers = [
@@ -64,7 +70,7 @@ def test_a_step_is_told_of(topology: str, tmp_path: Path, capsys: pytest.Capture
         pytest.param("v4-8", 4, 32 * 2**30, marks=needs_compilers),
         pytest.param("a100-40:2x8", 16, 40 * 2**30, marks=needs_compilers),
         pytest.param("h100:2x8", 16, 84_929_347_584, marks=needs_compilers),
-        pytest.param("h200:1x1", 1, 150_754_820_096, marks=needs_compilers),
+        pytest.param("h200:1x1", 1, 150_109_880_320, marks=needs_compilers),
     ],
 )
 def test_a_step_compiles_for_every_kind(topology: str, devices: int, memory: int, tmp_path: Path) -> None:
@@ -89,6 +95,22 @@ def test_answers_are_told_of(topology: str, tmp_path: Path) -> None:
     assert 0 < held["cache"] < held["weights"] == made["weights"]
     assert reports[1]["bytes_per_device"]["arguments"] >= sum(held.values())
     assert reports[1]["compile_cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("topology", [pytest.param("a100:1x1", marks=needs_compilers)])
+def test_a_token_is_bound_by_what_it_has_to_read(topology: str, tmp_path: Path) -> None:
+    """No row of the embeddings but its own, and of the deep cache what it holds: it has more room than that."""
+    reports = plan(tmp_path, f"--topology={topology}", "--mesh=data=1", "--generate=2,64,700")
+    model = preset_model(read_experiment(CONFIG))
+    decoder, sparsity = abstract_model(model).decoder, model.sparsity
+    weights = [decoder.shallow, decoder.deep, decoder.final_norm, decoder.head, abstract_model(model).output_predictor]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    whole, kept = 64, 64 - model.image_tokens + model.kept_image_tokens
+    for report, rate in zip(reports[1:], (sparsity.output_keep_rate, 1.0), strict=True):
+        seen = Selection(sparsity.sparse_layer, whole, kept, rate)
+        read = 2 * parameters + 2 * cache_bytes(model.decoder, seen, 0, 700)
+        assert report["roofline"]["memory"] * machine(topology).chip.bandwidth == pytest.approx(read, rel=0.005)
+        assert report["state_per_device"]["cache"] >= 2 * cache_bytes(model.decoder, seen, 0, 700)
 
 
 @pytest.mark.parametrize(
