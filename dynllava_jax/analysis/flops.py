@@ -85,20 +85,21 @@ def training_flops(model: ModelConfig, optimizer: OptimizerConfig, *, rows: int,
     shallow, deep = sparsity.sparse_layer, model.decoder.num_layers - sparsity.sparse_layer
     image = predictor(sparsity.image_predictor, model.decoder.hidden_size, model.image_tokens).times(slots)
     text = predictor(sparsity.text_predictor, model.decoder.hidden_size, 1).times(length)
-    # In the order of the forward pass, each with whether it is trained.
+    # In the order of the forward pass, each with whether it is trained. A stack's adapters come before its layers:
+    # those in its first one need the gradient that passes through all others.
     parts = [
         (tower(model.vision, model.layers_used).times(slots), not optimizer.freeze_vision),
         (projector(model).times(slots), not optimizer.freeze_projector),
-        (layer.times(shallow), train_decoder),
         (adapter.times(shallow), True),
+        (layer.times(shallow), train_decoder),
         (image if sparsity.image_selector == "learned" else Cost(), train_predictors),
         *(
             (text, train_predictors)
             for name in (sparsity.output_selector, sparsity.instruct_selector)
             if name == "learned"
         ),
-        (layer.times(deep), train_decoder),
         (adapter.times(deep), True),
+        (layer.times(deep), train_decoder),
         (Cost(2.0 * length * model.decoder.hidden_size * model.decoder.vocab_size), train_decoder),
     ]
     total, before = 0.0, False

@@ -149,6 +149,9 @@ def test_lora_costs_the_input_gradients_and_itself() -> None:
     adapters = 2 * 2 * S * 4 * (256 + 256 + 256 + 768)
     frozen = step(freeze_decoder=True)
     assert step(lora=lora) == pytest.approx(frozen + 2 * 3 * adapters)
+    # Gradients pass through the shallow layers' weights whether or not the projector below wants them.
+    projector = 2 * 2 * flops.projector(WIDE).forward
+    assert step(lora=lora, freeze_projector=True) == pytest.approx(step(lora=lora) - projector)
 
 
 def test_the_whole_grows_as_it_must() -> None:
