@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     command = kinds.add_parser(
         "demo",
         help="held-out questions about the demo's scenes",
-        description="Greedy answers, exact match for each kind of question with a 95 %% bootstrap interval, beside "
+        description="Greedy answers, exact match for each kind of question with a 95 % bootstrap interval, beside "
         "what the same model gets when another picture is shown (blind).",
     )
     add_model_options(command)

@@ -110,6 +110,8 @@ def _selection(args: argparse.Namespace, seen: Any, num_layers: int) -> Any:
     # A model that drops none of its own drops none of another number either.
     kept = (tokens if seen.kept == seen.tokens else seen.kept) if args.kept_tokens is None else args.kept_tokens
     layers = seen.layers if args.sparse_layer is None else args.sparse_layer
+    if args.kept_tokens is None and kept > tokens:
+        raise InputError(f"--image-tokens {tokens} are fewer than the {kept} that this model keeps; add --kept-tokens.")
     if not 0 <= kept <= tokens:
         raise InputError(f"--kept-tokens must lie in 0 … {tokens}, the image tokens that there are, not {kept}.")
     if not 1 <= layers < num_layers:
@@ -133,7 +135,7 @@ def _print(report: dict[str, Any]) -> None:
     for part, values in cache.items():
         _row(f"cache, {part} (MiB)", values, 2**20)
     beside = ", ".join(
-        f"{name.replace('_', ' ')} {value / 1e12:.3f}" for name, value in flops["beside_the_decoder"].items()
+        f"{name.replace('_', ' ')} {value / 1e12:.3g}" for name, value in flops["beside_the_decoder"].items()
     )
     print(f"not counted above (TFLOP): {beside}")
 

@@ -129,6 +129,7 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flops"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "image tokens, eq13 (TFLOP)         10.07        2.49    75.3%" in lines
+    assert lines[-1].endswith("image predictor 0.0112, vocabulary head 0.000262")  # small, but not nothing
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,10 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--preset", "llava_7b"], "There is no preset 'llava_7b'"),
         (["--kept-tokens", "600"], "--kept-tokens must lie in 0 … 576, the image tokens that there are, not 600."),
+        (
+            ["--image-tokens", "64"],
+            "--image-tokens 64 are fewer than the 115 that this model keeps; add --kept-tokens.",
+        ),
         (["--sparse-layer", "32"], "--sparse-layer must lie in 1 … 31, not 32."),
         (["--text-tokens", "-1"], "--text-tokens must be 0 or more, not -1."),
         (["--model", "nowhere"], "--model nowhere is no folder; give a converted checkpoint, or --preset."),
