@@ -14,15 +14,20 @@ AGAIN="again after status $NO_SLICE, $UNFINISHED, 125 or above 127 (but 130), at
 dry_run=
 options=()
 
-# words "$@": puts --dry-run into $dry_run and the rest into "${options[@]}"
+say() { echo "dynllava: $*" >&2; }
+
+# words "$@": puts --dry-run into $dry_run and the rest into "${options[@]}"; refuses what may not be said twice
 words() {
   local word
   for word; do
+    if [[ $word == --resto* ]] && ((MAX_RESTARTS > 0)); then
+      say "error: with ${word%%=*} every restart would go back to that step and lose what came after it; set" \
+        "MAX_RESTARTS=0, and leave it out as soon as the run has saved a checkpoint"
+      exit 2
+    fi
     if [[ $word == --dry-run ]]; then dry_run=1; else options+=("$word"); fi
   done
 }
-
-say() { echo "dynllava: $*" >&2; }
 
 # need NAME ...: these variables have to be set
 need() {

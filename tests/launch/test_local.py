@@ -28,6 +28,16 @@ def test_status_decides(desk: Desk, statuses: list[int], runs: int, status: int,
     assert words in error
 
 
+@pytest.mark.parametrize("words", [["--restore=4"], ["--restore", "4"]])
+def test_no_restart_goes_back_to_an_older_checkpoint(desk: Desk, words: list[str]) -> None:
+    desk.statuses(75, 0)
+    found, _, error = desk.run("local.sh", "--workdir=RUN", *words)
+    assert (found, desk.calls("dynllava")) == (2, [])
+    assert "error: with --restore every restart would go back to that step" in error
+    assert desk.run("local.sh", "--workdir=RUN", *words, MAX_RESTARTS="0")[0] == 75
+    assert desk.calls("dynllava") == [" ".join(["train", "--workdir=RUN", *words])]
+
+
 def test_a_process_gets_flags_cache_and_devices(desk: Desk) -> None:
     desk.fake("dynllava", 'echo "$JAX_COMPILATION_CACHE_DIR|$CUDA_VISIBLE_DEVICES|$XLA_FLAGS|$LIBTPU_INIT_ARGS"')
     _, out, _ = desk.run("local.sh", "--workdir=RUN/", GPUS="4", XLA_FLAGS="--mine", LIBTPU_INIT_ARGS="--yours")
