@@ -1,10 +1,12 @@
 """The samples of a run: those that train, in their plan, and those that are held out."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.dataset import Dataset, open_dataset
 from dynllava_jax.data.plan import FILLER, RunPlan, make_plan
@@ -50,7 +52,8 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
     Raises:
         InputError: a source cannot be opened, nothing is left, bad samples (see `data.dataset`).
     """
-    dataset = _open(config, subject)
+    others = (config.eval.source,) if config.eval.every and config.eval.source is not None else ()
+    dataset = _open(_adapted(config.data, others), subject)
     held_out = None
     if config.eval.every:
         if config.eval.source is None:
@@ -59,7 +62,7 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
             given = dataclasses.replace(
                 config.data, source=config.eval.source, images=config.eval.images, weights=(), lengths=()
             )
-            held_out = _open(dataclasses.replace(config, data=given), subject)
+            held_out = _open(_adapted(given, config.data.sources), subject)
             if len(held_out) > config.eval.samples:
                 _, held_out = held_out.hold_out(config.eval.samples)
     plan = make_plan(
@@ -74,9 +77,15 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
     return Samples(dataset, plan), None if held_out is None else _once(held_out, config, plan)
 
 
-def _open(config: TrainConfig, subject: Subject) -> Dataset:
+def _adapted(data: DataConfig, others: Sequence[str]) -> DataConfig:
+    """Without the adapter, where only the `others` of a run's sources have a use for it."""
+    mine, theirs = (any(spec.startswith("tfds:") for spec in specs) for specs in (data.sources, others))
+    return dataclasses.replace(data, adapter=None) if theirs and not mine else data
+
+
+def _open(data: DataConfig, subject: Subject) -> Dataset:
     model = subject.model
-    return open_dataset(config.data, subject.tokenizer, subject.template, model.image_tokens, model.image_prep)
+    return open_dataset(data, subject.tokenizer, subject.template, model.image_tokens, model.image_prep)
 
 
 def _once(dataset: Dataset, config: TrainConfig, training: RunPlan) -> Samples:

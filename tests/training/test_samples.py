@@ -9,9 +9,12 @@ import pytest
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.training import EvalConfig, InitConfig, TrainConfig
 from dynllava_jax.data.plan import FILLER
+from dynllava_jax.errors import InputError
+from dynllava_jax.testing import synthetic_image
 from dynllava_jax.training.describe import spelled
 from dynllava_jax.training.samples import Samples, training_samples
 from dynllava_jax.training.setup import Subject, settle
+from tests.data.tfds_fixture import VQA, jpeg, write_tfds
 from tests.training.runs import write_data
 
 
@@ -20,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def opened(data: Path, tokenizer: Path, **options: Any) -> tuple[Subject, Samples, Samples | None]:
+def opened(data: Path, tokenizer: Path, /, **options: Any) -> tuple[Subject, Samples, Samples | None]:
     config = TrainConfig(
         **{
             "model": "tiny",
@@ -69,6 +72,26 @@ def test_a_set_of_its_own_may_be_held_out(
     assert held_out is not None
     assert len(numbers(held_out)) == expected
     assert len(numbers(samples)) == 20
+
+
+def test_the_adapter_is_for_the_source_that_needs_one(data: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    examples = [
+        {"image": jpeg(synthetic_image(id)), "question_id": id, "question": "where?", "answers": ["near the tree"]}
+        for id in range(8)
+    ]
+    tfds = f"tfds:{write_tfds(tmp_path, VQA, examples)}"
+    both = {"index": str(tmp_path), "max_length": 256, "workers": 0, "adapter": "dynllava_jax.data.adapters:vqa"}
+    for sources, sizes in (((str(data), tfds), (20, 8)), ((tfds, str(data)), (8, 20))):
+        _, samples, held_out = opened(
+            data,
+            tokenizer_folder,
+            data=DataConfig(sources[0], **both),
+            eval=EvalConfig(every=5, source=sources[1], samples=99),
+        )
+        assert held_out is not None
+        assert (len(numbers(samples)), len(numbers(held_out))) == sizes
+    with pytest.raises(InputError, match=r"takes no data\.adapter"):
+        opened(data, tokenizer_folder, data=DataConfig(str(data), **both))
 
 
 def test_steps_in_place_of_epochs(data: Path, tokenizer_folder: Path) -> None:
