@@ -75,8 +75,8 @@ def _run(args: argparse.Namespace, began: float) -> int:
         else:
             print("\n".join(describe.lines(described)))
         return 0
-    if args.workdir is None:
-        raise InputError("--workdir is missing: name the folder for checkpoints and metrics.")
+    if not args.workdir:
+        raise InputError("--workdir is missing or empty: name the folder for checkpoints and metrics.")
     options = Options(args.workdir, args.resume == "force", args.restore, _window(args.profile), began)
     result = train(config, options)
     if args.json is not None:

@@ -33,6 +33,23 @@ def check_positive(config: Any, *names: str) -> None:
             raise InputError(f"{type(config).__name__}.{name} must be above 0, not {getattr(config, name)!r}.")
 
 
+def check_named(config: Any, *names: str) -> None:
+    """A path or name is not empty, as it is where a shell knows no variable of the name that was written."""
+    for name in names:
+        value = getattr(config, name)
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise InputError(f"{type(config).__name__}.{name} is empty; name something, or leave it out.")
+
+
+MAX_SEED = (1 << 32) - 1
+"""JAX's generator drops what is above it, so that larger seeds would be others' doubles."""
+
+
+def check_seed(config: Any, name: str) -> None:
+    if not 0 <= getattr(config, name) <= MAX_SEED:
+        raise InputError(f"{type(config).__name__}.{name} must lie in 0 … {MAX_SEED}, not {getattr(config, name)}.")
+
+
 MAX_LAYERS = 10_000
 """No model has as many: a damaged config would have us list names for hours."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_positive
+from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed
 from dynllava_jax.errors import InputError
 
 IMAGE_SLOTS = (0, 1, 2, 4)
@@ -55,6 +55,8 @@ class DataConfig:
         check_fields(self)
         check_positive(self, "max_length", "max_shapes", "window", "prefetch")
         check_choice(self, "on_error", ("fail", "skip"))
+        check_named(self, "source", "adapter", "index")
+        check_seed(self, "seed")
         if self.workers < 0:
             raise InputError(f"DataConfig.workers must be 0 or more, not {self.workers}.")
         if not 0.0 <= self.max_skipped <= 1.0:

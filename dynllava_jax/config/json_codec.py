@@ -32,7 +32,7 @@ def from_json(cls: type[Config], value: Any, where: str) -> Config:
         where: the file (and key) that errors name.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a class that may not stand there, a wrong value.
+        InputError: an unknown key (with the nearest known one, or where it stands), a class that may not stand there, a wrong value.
     """
     return _decode(value, cls, where)
 
@@ -80,14 +80,26 @@ def _build(cls: type, value: dict[str, Any], where: str) -> Any:
         if key == CLASS:
             continue
         if key not in names:
-            near = difflib.get_close_matches(key, names, 1, 0.0)
-            raise InputError(f"{where}.{key} is unknown; {f'the nearest key is {near[0]}' if near else 'remove it'}.")
+            near = _below(cls, key) or difflib.get_close_matches(key, names, 1, 0.0)
+            told = f"the nearest key is {' or '.join(near)}" if near else "remove it"
+            raise InputError(f"{where}.{key} is unknown; {told}.")
         fields[key] = _decode(item, hints[key], f"{where}.{key}")
         check_type(fields[key], hints[key], f"{where}.{key}")
     try:
         return cls(**fields)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _below(cls: type, key: str) -> list[str]:
+    """Where a key of this name stands in the parts of `cls`, such as optimizer.learning_rate."""
+    hints = typing.get_type_hints(cls)
+    found: list[str] = []
+    for field in dataclasses.fields(cls):
+        for part in _classes(hints[field.name]).values():
+            own = [key] if key in {inner.name for inner in dataclasses.fields(part)} else []
+            found += [f"{field.name}.{name}" for name in own + _below(part, key)]
+    return list(dict.fromkeys(found))
 
 
 def _classes(hint: Any) -> dict[str, type]:

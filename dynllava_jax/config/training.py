@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_positive
+from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.errors import InputError
@@ -27,6 +27,8 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_named(self, "checkpoint", "tokenizer")
+        check_seed(self, "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_named(self, "source")
         check_positive(self, "samples")
         if self.every < 0:
             raise InputError(f"EvalConfig.every must be 0 or more, not {self.every}.")
@@ -245,6 +248,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "global_batch_size", "epochs")
+        check_seed(self, "seed")
         check_choice(self, "dtype", ("float32", "bfloat16"))
         check_choice(self, "remat", ("full", "dots", "none"))
         for name in ("device_batch_size", "steps"):

@@ -248,7 +248,7 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
     trainer, config = run.trainer, run.config
     saved = checkpoints.steps()
     step = options.restore if options.restore is not None else processes.same(saved[-1] if saved else -1)
-    if step < 0:
+    if step < 0 and options.restore is None:
         values, made = initial_values(trainer.parameters, run.subject.model, config, trainer.mesh)
         parts = sorted({"adapters" if is_adapter(path) else path.partition("/")[0] for path in made})
         told = f"; made from init.seed: {', '.join(parts)}" if parts else ""

@@ -15,6 +15,7 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.errors import InputError
+from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
@@ -76,6 +77,8 @@ class Trainer:
         self.model_config = model
         self.mesh = mesh
         self.division = Division.of(config, mesh)
+        if config.attention is not None:
+            api.check_name(config.attention)
         self.parameters = Parameters.of(model, config.optimizer, mesh)
         trained = {path: self.parameters.axes[path] for path in self.parameters.trained}
         self.optimizer = Optimizer(config.optimizer, trained, total)

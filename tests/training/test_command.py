@@ -60,6 +60,7 @@ def test_a_dry_run_says_everything(
         (["--profile=3"], ["--profile 3 is not START:COUNT"]),
         (["--profile=0:3"], ["--profile 0:3 is not START:COUNT"]),
         (["--config.global_batch_size=12", "--config.mesh=data=8"], ["global_batch_size 12", "8 devices"]),
+        (["--config.attention=cuda"], ["attention has no implementation 'cuda'; there are xla"]),
         (["--config.device_batch_size=3"], ["device_batch_size 3"]),
         (["--config.mesh=data=64"], ["data=64", "8"]),
         (["--config.data.source=nowhere.json"], ["nowhere.json"]),
@@ -79,7 +80,8 @@ def test_what_is_refused(
 
 def test_config_and_work_folder_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in refused(["train", "--workdir=x"], capsys)
-    assert "--workdir is missing" in refused(["train", f"--config={CONFIG}"], capsys)
+    for words in ([], ["--workdir="]):
+        assert "--workdir is missing or empty" in refused(["train", f"--config={CONFIG}", *words], capsys)
     assert "nowhere.py cannot be read" in refused(["train", "--config=nowhere.py", "--workdir=x"], capsys)
 
 

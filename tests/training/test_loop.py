@@ -89,6 +89,14 @@ def test_another_run_is_refused_until_it_is_forced(
     assert "forced: optimizer.clip_norm was 1.0 and is 2.0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", [-1, 5])
+def test_a_step_without_checkpoint_is_refused(
+    step: int, whole: Path, data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, whole, *RUN, f"--restore={step}", checkpoint=checkpoint) == 2
+    assert f"has no whole checkpoint of step {step}; there are 4, 6." in capsys.readouterr().err
+
+
 def test_frozen_parameters_of_another_checkpoint_are_refused(
     whole: Path,
     data: Path,
