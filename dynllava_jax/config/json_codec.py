@@ -32,7 +32,8 @@ def from_json(cls: type[Config], value: Any, where: str) -> Config:
         where: the file (and key) that errors name.
 
     Raises:
-        InputError: an unknown key (with the nearest known one, or where it stands), a class that may not stand there, a wrong value.
+        InputError: an unknown key (with the nearest known one, or where it stands), a class that may not stand there, a
+            wrong value.
     """
     return _decode(value, cls, where)
 
