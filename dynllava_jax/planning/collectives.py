@@ -19,6 +19,8 @@ _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LESS = re.compile(r"ROOT .* compare\([^,]+, (?:s32\[\]\S* )?%?([\w.\-]+)\), direction=LT")
 _FUSION = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
+_SCATTERED = "all-reduce-scatter"
+"""How the TPU compiler names a fusion of an all-reduce with a slice of it: it sends what a reduce-scatter does."""
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
@@ -64,7 +66,12 @@ def traffic(text: str, devices: int, per_host: int) -> list[Traffic]:
                 begun.add(channel[1])
             result, kind, started = match.groups()
             groups = _groups(line, devices)
-            sent = _sent(kind, _payload(result, bool(started)), len(groups[0]))
+            payload = _payload(result, bool(started))
+            if kind == "reduce-scatter" and not started:
+                payload *= len(groups[0])  # its result is the smaller end
+            if kind == "all-reduce" and name.startswith(_SCATTERED):
+                kind = "reduce-scatter"
+            sent = _sent(kind, payload, len(groups[0]))
             across = any(len({device // per_host for device in group}) > 1 for group in groups)
             found[kind].append((times[name], sent, across))
     return [

@@ -66,6 +66,18 @@ def test_a_collective_that_is_spread_over_fusions_counts_once() -> None:
     assert (found.count, found.sent) == (2, 2 * 16)
 
 
+def test_a_tpu_fuses_a_reduce_scatter_out_of_an_all_reduce() -> None:
+    text = (
+        "%all-reduce-scatter.1.clone (x: f32[64]) -> f32[8] {\n"
+        "  %g = f32[64]{0} all-reduce(%x), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add\n"
+        "  ROOT %s = f32[8]{0} dynamic-slice(%g, %i), dynamic_slice_sizes={8}\n}\n\n"
+        "ENTRY %main (x: f32[64]) -> f32[8] {\n"
+        "  %a = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1.clone\n}\n"
+    )
+    (found,) = traffic(text, devices=8, per_host=8)
+    assert (found.kind, found.sent) == ("reduce-scatter", 256 * 7 / 8)
+
+
 HEAD = "ENTRY %main (x: f32[8]) -> f32[64] {\n"
 
 
@@ -98,6 +110,8 @@ def test_every_way_of_writing_groups_is_read(groups: str, size: int, across: boo
         ("(bf16[8]{0}, bf16[64]{0}) all-gather-start(%x)", 128 * 7 / 8),
         ("((bf16[64]{0}, f32[64]{0}), (bf16[8]{0}, f32[8]{0})) reduce-scatter-start(%x, %y)", 384 * 7 / 8),
         ("f32[64]{0} collective-permute(%x)", 256.0),
+        ("f32[8]{0} reduce-scatter(%x)", 256 * 7 / 8),
+        ("(f32[8]{0}, bf16[8]{0}) reduce-scatter(%x, %y)", 384 * 7 / 8),
     ],
 )
 def test_each_kind_sends_its_share(operation: str, bytes_sent: float) -> None:
