@@ -29,6 +29,9 @@ _PLAIN: dict[str, Any] = {
 }
 """What an adapter_config.json may say besides rank and alpha; these are peft's defaults."""
 
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin, peft's `init_lora_weights`, that take out of the base what they put into the adapters."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
@@ -130,6 +133,11 @@ def _scale(folder: AnyPath) -> tuple[float, int]:
     for key, default in _PLAIN.items():
         if (config.get(key) or default) != default:
             raise InputError(f"{file}: {key} {config[key]!r} is not supported; only {default!r} is.")
+    if str(config.get("init_lora_weights")).startswith(_MOVES_BASE):
+        raise InputError(
+            f"{file}: init_lora_weights {config['init_lora_weights']!r} has changed the base's weights too, which are not "
+            "there; save the adapters as ordinary ones (peft: path_initial_model_for_weight_conversion)."
+        )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise InputError(f"{file} must give r and lora_alpha as numbers, not {rank!r} and {alpha!r}.")

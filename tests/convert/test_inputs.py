@@ -85,6 +85,7 @@ def test_lora_is_merged_and_the_rest_replaced(tmp_path: Path, base: Path) -> Non
     [
         ({"bias": "all"}, "bias 'all' is not supported"),
         ({"use_dora": True}, "use_dora True is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' has changed the base's weights too"),
         ({"r": 3}, "does not fit adapters"),
         ({"r": "four"}, "must give r and lora_alpha as numbers"),
     ],
