@@ -135,8 +135,8 @@ def _scale(folder: AnyPath) -> tuple[float, int]:
             raise InputError(f"{file}: {key} {config[key]!r} is not supported; only {default!r} is.")
     if str(config.get("init_lora_weights")).startswith(_MOVES_BASE):
         raise InputError(
-            f"{file}: init_lora_weights {config['init_lora_weights']!r} has changed the base's weights too, which are not "
-            "there; save the adapters as ordinary ones (peft: path_initial_model_for_weight_conversion)."
+            f"{file}: init_lora_weights {config['init_lora_weights']!r} has changed the base's weights too, which are "
+            "not there; save the adapters as ordinary ones (peft: path_initial_model_for_weight_conversion)."
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
