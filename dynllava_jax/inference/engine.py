@@ -28,6 +28,7 @@ from dynllava_jax.inference.sampling import Draws
 from dynllava_jax.kernels import api
 from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.fused import check_fused
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, batch_parts
@@ -82,7 +83,8 @@ class Engine:
         products: fused kernels for the products of each generated token, see `kernels.products`; None: by XLA.
 
     Raises:
-        InputError: fused products that there are not, that do not serve the model or its device, or with a mesh.
+        InputError: fused products that there are not, that do not serve the model, its device or so many rows, or with
+            a mesh.
     """
 
     def __init__(
@@ -102,12 +104,13 @@ class Engine:
         self.mesh = mesh
         self.dtype = dtype
         self.stop_ids = stop_ids
-        self._attention = attention
+        # Part of what a program is known by, which a list cannot be.
+        self._attention = attention if attention is None or isinstance(attention, str) else tuple(attention)
         self._collect_logits = collect_logits
         self._products = products
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
-        self._check_products()
+        self._check_products(model)
         self.xla_options = xla_options(None if self._constraint is None else self._constraint.device)
         jit = functools.partial(jax.jit, compiler_options=self.xla_options)
         self._prefill = jit(self._run_prefill, static_argnames=("plan",))
@@ -118,18 +121,23 @@ class Engine:
         self._nocache_open = jit(self._run_nocache_open, static_argnames=("plan",))
         self._nocache = jit(self._run_nocache, static_argnames=("plan",), donate_argnums=(1,))
 
-    def _check_products(self) -> None:
+    def _check_products(self, model: DynamicLlava) -> None:
         """Before anything is computed: what is not served would be said only once the prompt was read."""
         fused = fused_products(self._products)
         if fused is None:
             return
         if self.mesh is not None:
             raise InputError(f"products={self._products!r} runs on one device; leave it out, or the mesh.")
+        rows = max(self.buckets.rows)
         try:
             with constraints(self._constraint):
-                fused.check(1, jnp.dtype(self.dtype), self.config.decoder.head_dim)
+                for layers in (model.decoder.shallow, model.decoder.deep):
+                    check_fused(fused, layers, rows, jnp.dtype(self.dtype))
         except NotImplementedError as error:
-            raise InputError(f"products={self._products!r} does not serve this model here: {error}.") from error
+            raise InputError(
+                f"products={self._products!r} does not serve this model here, in batches of up to {rows} "
+                f"(Buckets.rows): {error}; leave it out."
+            ) from error
 
     @property
     def model(self) -> DynamicLlava:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.errors import InputError
 from dynllava_jax.kernels.products import Kept, Products, Stream
 from dynllava_jax.model.decoder import Attend, DecoderLayer, StackOutput
-from dynllava_jax.nn.linear import Linear
 from dynllava_jax.nn.rope import Rope
 from dynllava_jax.nn.stack import num_layers
 
@@ -22,6 +21,24 @@ class _Carry(NamedTuple):
     stream: Stream
     kept: Kept
     index: Int[Array, ""]
+
+
+def check_fused(products: Products, layers: DecoderLayer, rows: int, dtype: jnp.dtype) -> None:
+    """Raises NotImplementedError for what the kernels do not serve; the layers may be shapes only.
+
+    Args:
+        products: the kernels.
+        layers: stacked layers.
+        rows: of a batch.
+        dtype: of the computation.
+    """
+    attention, mlp = layers.attention, layers.mlp
+    products.check(rows, dtype, attention.head_dim)
+    for linear in (attention.query, attention.key, attention.value, attention.out, mlp.gate, mlp.up, mlp.down):
+        if linear.bias is not None or linear.lora_a is not None:
+            raise NotImplementedError("a product has a bias or adapters")
+        if linear.kernel.dtype != dtype:
+            raise NotImplementedError(f"weights are {linear.kernel.dtype.name}, computation is {dtype.name}")
 
 
 def run_fused(
@@ -48,14 +65,13 @@ def run_fused(
     """
     attention, mlp, head_dim = layers.attention, layers.mlp, layers.attention.head_dim
     before, between = layers.attention_norm, layers.mlp_norm
-    projections = (attention.query, attention.key, attention.value)
     x = hidden[:, 0]
     try:
-        products.check(x.shape[0], x.dtype, head_dim)
-        weights = [_kernel(linear, x.dtype) for linear in projections]
-        out, gate, up, down = (_kernel(linear, x.dtype) for linear in (attention.out, mlp.gate, mlp.up, mlp.down))
+        check_fused(products, layers, x.shape[0], x.dtype)
     except NotImplementedError as error:
         raise InputError(f"The fused products do not serve this: {error}. Leave them out.") from error
+    weights = [linear.kernel[...] for linear in (attention.query, attention.key, attention.value)]
+    out, gate, up, down = (linear.kernel[...] for linear in (attention.out, mlp.gate, mlp.up, mlp.down))
 
     def body(carry: _Carry, _: None) -> tuple[_Carry, Array | None]:
         stream, kept, index = carry
@@ -74,12 +90,3 @@ def run_fused(
     (stream, kept, _), traced = jax.lax.scan(body, carry, None, count)
     key, value = (each.reshape(count, x.shape[0], -1, 1, head_dim) for each in kept)
     return StackOutput(stream.x[:, None], key, value, traced, None)
-
-
-def _kernel(linear: Linear, dtype: jnp.dtype) -> Float[Array, "L I O"]:
-    if linear.bias is not None or linear.lora_a is not None:
-        raise NotImplementedError("a product has a bias or adapters")
-    kernel = linear.kernel[...]
-    if kernel.dtype != dtype:
-        raise NotImplementedError(f"weights are {kernel.dtype.name}, computation is {dtype.name}")
-    return kernel

@@ -1,6 +1,7 @@
 """A batch is a way to go faster and nothing else: every sample gets what it would get alone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_selection_differs_from_sample_to_sample(engine: Engine) -> None:
     outcomes = [run(engine, [prompt(rng, 20, 1)], shape, PLAIN)[0] for _ in range(8)]
     assert len({tuple(outcome.kept[0]) for outcome in outcomes}) == 8
     assert sum({0, 1} == set(outcome.keep) for outcome in outcomes) > 4
+
+
+def test_attention_may_be_named_by_a_list(engine: Engine) -> None:
+    """What a program is compiled for must be hashable, and a list is not."""
+    one = prompt(np.random.default_rng(3), 20)
+    options: dict[str, Any] = {"buckets": engine.buckets, "stop_ids": engine.stop_ids, "collect_logits": True}
+    other = Engine(engine.model, attention=["chunked", "xla"], **options)
+    [alone], [ours] = (run(each, [one], ALONE[0], PLAIN) for each in (engine, other))
+    assert ours.tokens == alone.tokens
 
 
 def test_the_excuse_of_a_near_tie_knows_every_decision(engine: Engine) -> None:

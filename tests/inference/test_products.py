@@ -72,8 +72,25 @@ def test_a_mesh_is_refused() -> None:
 
 
 def test_a_device_without_the_kernels_is_refused_at_once() -> None:
-    with pytest.raises(InputError, match=r"products='triton' does not serve this model here: .* none for cpu"):
+    with pytest.raises(InputError, match=r"products='triton' does not serve this model here.*: .* none for cpu"):
         engine(products="triton")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({"attention_bias": True}, {"buckets": BUCKETS}, "a product has a bias or adapters"),
+        ({}, {"buckets": BUCKETS, "dtype": "bfloat16"}, "weights are float32, computation is bfloat16"),
+        ({}, {"buckets": dataclasses.replace(BUCKETS, rows=(4, 17))}, r"up to 17 \(Buckets.rows\): .* not 17"),
+    ],
+)
+def test_a_model_that_is_not_served_is_refused_before_a_prompt_is_read(
+    changes: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    config = dataclasses.replace(tiny_config(), sparsity=PLAIN)
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **changes))
+    with pytest.raises(InputError, match=f"products='triton-interpret' does not serve this model here.*{said}"):
+        Engine(tiny_model(config), products="triton-interpret", **options)
 
 
 def test_a_stack_leaves_behind_what_it_does_by_xla() -> None:
