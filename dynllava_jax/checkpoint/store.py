@@ -319,6 +319,6 @@ def _no_checkpoint(path: AnyPath) -> str:
             f"{path} is no folder here; if it is a Hugging Face name, download it and convert it once: "
             f"dynllava convert from-torch DOWNLOADED_FOLDER {shlex.quote(path.name)}-jax"
         )
-    if path.with_name(path.name + ".tmp").exists():
+    if path.name and path.with_name(path.name + ".tmp").exists():  # "." has no name
         return f"{path} is no checkpoint: its conversion did not finish; run the same dynllava convert command again."
     return f"{path} is no model checkpoint: {'no config.json of ours in it' if path.exists() else 'it does not exist'}."

@@ -1,12 +1,19 @@
 """`dynllava chat`: a conversation in the terminal, on one cache."""
 
 import argparse
+import contextlib
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from dynllava_jax.cli.generate import image_source
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
 from dynllava_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from dynllava_jax.inference.stream import Stream
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,13 +42,26 @@ def run(args: argparse.Namespace) -> int:
                 raise
             print(f"dynllava: {error}", file=sys.stderr)
             continue
-        try:
+        with _ending(stream):
             for piece in stream:
                 print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            stream.cancel()
         print()
     return 0
+
+
+@contextlib.contextmanager
+def _ending(stream: "Stream") -> Iterator[None]:
+    """The first Ctrl-C cancels the stream. An exception in the middle of a step would lose the answer so far."""
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        stream.cancel()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read() -> str:

@@ -121,12 +121,13 @@ class Assistant:
             return explain(run, self._read(run, 0), prepared.pixels, self.tokenizer, self.config)
 
     def generate_batch(
-        self, requests: Sequence[Request], *, dense: bool = False, use_cache: bool = True
+        self, requests: Iterable[Request], *, dense: bool = False, use_cache: bool = True
     ) -> list[Answer | InputError]:
         """Answers many questions together; each gets what it would get alone.
 
         A request that is wrong fails alone: its place in the result holds the `InputError`.
         """
+        requests = list(requests)
         results: list[Answer | InputError | None] = [None] * len(requests)
         ready: list[tuple[int, Prepared]] = []
         for place, request in enumerate(requests):

@@ -20,7 +20,8 @@ from dynllava_jax.inference.stream import Stream
 class Chat:
     """Turns about the same pictures. Made by `Assistant.chat`.
 
-    What the deep stack dropped in an earlier turn does not come back; the shallow stack remembers everything.
+    What the deep stack dropped in an earlier turn does not come back; the shallow stack remembers everything. A turn
+    that was cancelled counts as far as it went; one that an error or a KeyboardInterrupt broke off never happened.
     """
 
     def __init__(
@@ -44,15 +45,21 @@ class Chat:
 
         Raises:
             InputError: anything wrong with the question, or a conversation that has outgrown the context. The
-                conversation is then what it was before.
+                conversation is then what it was before, as it is after an interrupt.
         """
         every = self._engine.buckets.segment
         with self._lock:
             stream = self.stream(question, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, every=every)
-            for _ in stream:
-                pass
-        assert stream.answer is not None
-        return stream.answer
+            try:
+                for _ in stream:
+                    pass
+                answer = stream.answer
+            except BaseException:
+                self._stream = None
+                raise
+            self._settle()
+        assert answer is not None
+        return answer
 
     def stream(
         self,
@@ -68,24 +75,31 @@ class Chat:
         Raises:
             InputError: as `ask`, or the stream of the previous turn is still open.
         """
-        if self._stream is not None and not self._stream.over:
-            raise InputError("The previous turn is still open; read its stream to the end or cancel it first.")
-        before = self._run
-        request = Request(question, self._images if before is None else (), max_new_tokens, sampler, seed)
-        instruction = [] if before is None else self._instruction(question, before)
-        prepared = self._prepare(request) if before is None else self._further(request, len(instruction), before)
+        with self._lock:
+            self._settle()
+            before = self._run
+            request = Request(question, self._images if before is None else (), max_new_tokens, sampler, seed)
+            instruction = [] if before is None else self._instruction(question, before)
+            prepared = self._prepare(request) if before is None else self._further(request, len(instruction), before)
 
-        def open_run() -> Run:
-            # Only a turn whose prompt went through becomes part of the conversation.
-            if before is None:
-                self._run = Run.open(self._engine, [prepared], self._sparsity)
-            else:
+            def open_run() -> Run:
+                if before is None:
+                    return Run.open(self._engine, [prepared], self._sparsity)
                 assert before.cache is not None
-                self._run = Run.resume(self._engine, before.cache, instruction, prepared, self._sparsity)
-            return self._run
+                return Run.resume(self._engine, before.cache, instruction, prepared, self._sparsity)
 
-        self._stream = Stream(open_run, self._prepare.tokenizer, self._template, self._lock, every)
-        return self._stream
+            self._stream = Stream(open_run, self._prepare.tokenizer, self._template, self._lock, every)
+            return self._stream
+
+    def _settle(self) -> None:
+        """Makes the newest turn part of the conversation, if it got anywhere."""
+        if self._stream is None:
+            return
+        if not self._stream.over:
+            raise InputError("The previous turn is still open; read its stream to the end or cancel it first.")
+        if self._stream.run is not None and not self._stream.broken:
+            self._run = self._stream.run
+        self._stream = None
 
     def _instruction(self, question: str, run: Run) -> list[int]:
         """What the new turn feeds: the answer's last token, which was never fed, its end, and the question."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load as load_checkpoint
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import Source, open_source
+from dynllava_jax.config.check import check_type
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
@@ -74,6 +76,21 @@ def load(
     Raises:
         InputError: no checkpoint there, a damaged one, too little memory, an unknown option.
     """
+    wanted = {
+        "model": (model, str | os.PathLike),
+        "mesh": (mesh, str | Mesh | None),
+        "device": (device, str | None),
+        "output_keep": (output_keep, bool),
+        "template": (template, str | None),
+        "sparsity": (sparsity, Mapping | None),
+        "buckets": (buckets, Buckets | None),
+        "attention": (attention, str | Sequence | None),
+        "compile_cache": (compile_cache, str | os.PathLike | None),
+    }
+    for name, (value, hint) in wanted.items():
+        check_type(value, hint, name)
+    for name in (attention,) if isinstance(attention, str) else attention or ():
+        api.check_name(name)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
     if compile_cache is not None:
@@ -114,8 +131,13 @@ def _devices(platform: str | None) -> Sequence[Any]:
 
 
 def _existing(path: AnyPath) -> AnyPath:
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs a package for its kind of address: {error} (for gs://: pip install 'dynllava_jax[gcs]')."
+        ) from None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise InputError(
             f"There is no folder {path}; if that is a name on the Hugging Face hub, download it (hf download {path} "

@@ -42,6 +42,8 @@ class Preparer:
         Raises:
             InputError: a picture that cannot be read, a wrong number of `<image>`, a prompt beyond the context.
         """
+        if not isinstance(request, Request):
+            raise InputError(f"A request must be a dynllava_jax.Request, not a {type(request).__name__}.")
         images = as_list(request.images)
         question = place_images(request.question, len(images))
         most = self.buckets.images[-1]
@@ -88,6 +90,6 @@ def as_list(images: Any) -> Sequence[Any]:
     """One picture, several, or None as a list."""
     if images is None:
         return []
-    if isinstance(images, (str, bytes, Path, np.ndarray)) or not isinstance(images, Sequence):
+    if isinstance(images, (str, bytes, bytearray, memoryview, Path, np.ndarray)) or not isinstance(images, Sequence):
         return [images]
     return images

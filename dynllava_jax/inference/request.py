@@ -1,6 +1,7 @@
 """What a caller asks, and what comes back."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +30,18 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
             raise InputError(f"The question must be text, not {self.question!r}.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must lie in 0 … 4294967295, not {self.seed}.")
+        try:
+            self.question.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"The question {self.question!r} has half a character (a lone surrogate).") from None
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
+        if not isinstance(self.sampler, Sampler):
+            raise InputError(
+                f"sampler must be Greedy(), Temperature(…), TopK(…) or TopP(…) of dynllava_jax, not {self.sampler!r}."
+            )
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be a whole number in 0 … 4294967295, not {self.seed!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +67,14 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dataclasses.asdict(self)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises InputError when `value`, called `name`, is no whole number above 0."""
+    if not _is_whole(value) or value < 1:
+        raise InputError(f"{name} must be a whole number, 1 or more, not {value!r}.")
+
+
+def _is_whole(value: Any) -> bool:
+    # True is a number to Python, and numpy's integers are none of its int.
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

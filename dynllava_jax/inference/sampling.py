@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dynllava_jax.config.check import check_fields, check_positive, check_rate
@@ -62,6 +63,8 @@ class TopP:
 
 Sampler = Greedy | Temperature | TopK | TopP
 
+_MOST_INT, _MOST_FLOAT = int(np.iinfo(np.int32).max), float(np.finfo(np.float32).max)
+
 
 class Draws(NamedTuple):
     """Every sample's own sampler as numbers, so that one program serves any mixture of them.
@@ -80,9 +83,9 @@ class Draws(NamedTuple):
 
 
 def as_numbers(sampler: Sampler) -> tuple[float, int, float]:
-    """(temperature, k, p) of one sampler, as `Draws` wants them."""
-    temperature = getattr(sampler, "temperature", 0.0)
-    return temperature, getattr(sampler, "k", None) or 0, getattr(sampler, "p", 1.0)
+    """(temperature, k, p) of one sampler, as `Draws` wants them; what 32 bits cannot hold is the most that they can."""
+    temperature = min(getattr(sampler, "temperature", 0.0), _MOST_FLOAT)
+    return temperature, min(getattr(sampler, "k", None) or 0, _MOST_INT), getattr(sampler, "p", 1.0)
 
 
 def draw(logits: Float[Array, "B V"], draws: Draws, count: Int[Array, " B"]) -> Int[Array, " B"]:
@@ -107,7 +110,8 @@ def _cut(logits: Float[Array, "B V"], draws: Draws) -> Float[Array, "B V"]:
     ordered = jnp.where(jnp.arange(size) < k[:, None], ordered, -jnp.inf)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # p = 1 means no cut, whatever the sum of many small numbers comes to.
-    inside = ((before < draws.p[:, None]) | (draws.p[:, None] >= 1.0)) & jnp.isfinite(ordered)
+    # p = 1 means no cut, whatever the sum of many small numbers comes to; the best stays, though p may round to 0.
+    inside = (before < draws.p[:, None]) | (draws.p[:, None] >= 1.0) | (jnp.arange(size) == 0)
+    inside = inside & jnp.isfinite(ordered)
     lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scaled >= lowest, scaled, -jnp.inf)

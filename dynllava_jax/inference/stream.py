@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dynllava_jax.data.templates import Template
 from dynllava_jax.data.tokenizer import StreamDecoder, Tokenizer
-from dynllava_jax.inference.request import Answer
+from dynllava_jax.inference.request import Answer, check_count
 from dynllava_jax.inference.run import Run
 
 
@@ -24,6 +24,7 @@ class Stream(Iterator[str]):
         lock: threading.RLock,
         every: int,
     ):
+        check_count("every", every)
         self._open, self._tokenizer, self._template, self._lock, self._every = (
             open_run,
             tokenizer,
@@ -34,6 +35,7 @@ class Stream(Iterator[str]):
         self._run: Run | None = None
         self._given = 0
         self._over = False
+        self._broken = False
 
     @property
     def answer(self) -> Answer | None:
@@ -54,6 +56,11 @@ class Stream(Iterator[str]):
         """Whether the answer is complete or cancelled."""
         return self._over
 
+    @property
+    def broken(self) -> bool:
+        """Whether an exception broke it off: what was being drawn is lost, and the run behind it is of no use."""
+        return self._broken
+
     def __next__(self) -> str:
         while not self._over:
             try:
@@ -64,7 +71,7 @@ class Stream(Iterator[str]):
                         self._run.advance(self._every)
                     end_at_stop(self._run, self._tokenizer, self._template)
             except BaseException:
-                self._over = True
+                self._over = self._broken = True
                 raise
             self._over = self._over or self._run.finished
             text = _certain(self._run.tokens[0], self._tokenizer, self._template, final=self._over)

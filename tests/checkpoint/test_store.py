@@ -192,6 +192,9 @@ def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"Hugging Face name.*llava-v1\.5-7b-jax"):
         store.read_config(Path("liuhaotian/llava-v1.5-7b"))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"^\. is no model checkpoint: no config\.json of ours"):
+        store.read_config(Path())
 
 
 def test_bytes_on_disk_are_the_weights(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from dynllava_jax.cli.main import main
+from dynllava_jax.inference.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_load")
 
@@ -115,6 +117,28 @@ def test_a_refused_question_ends_a_chat_only_where_nobody_can_ask_again(
     out, err = capsys.readouterr()
     assert "1 <image> but 2 images" in err
     assert bool(out) == terminal
+
+
+def test_the_first_interrupt_ends_an_answer_and_the_second_the_chat(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step: a KeyboardInterrupt there would leave a cache that nobody knows."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nAnd then?\n"))
+    real, presses = Run.advance, iter([1, 0, 2])
+
+    def advance(run: Run, steps: int | None = None) -> list[list[int]]:
+        news = real(run, steps)
+        for _ in range(next(presses)):
+            signal.raise_signal(signal.SIGINT)
+        return news
+
+    monkeypatch.setattr(Run, "advance", advance)
+    chat = ["chat", "--model", str(checkpoint), "--image", "sample:cat", "--max-new-tokens", "12", "--temperature", "2"]
+    before = signal.getsignal(signal.SIGINT)
+    assert main(chat) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out.count("\n") >= 1
+    assert next(presses, None) is None
 
 
 def test_samples_exist_and_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import io
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -22,6 +25,14 @@ QUESTION = "What is in the left of the picture?"
 @pytest.fixture(scope="module")
 def assistant() -> Assistant:
     return tiny_assistant()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As a user calls it: pytest checks every annotation, nobody else does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_an_answer_says_what_was_kept(assistant: Assistant) -> None:
@@ -89,12 +100,75 @@ def test_one_bad_request_fails_alone(assistant: Assistant) -> None:
         assistant.generate("nowhere.jpg", QUESTION)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "wishes", [{"max_new_tokens": 0}, {"seed": -1}, {"seed": 2**32}, {"question": "  "}], ids=lambda wishes: str(wishes)
+    "wishes",
+    [
+        *({"max_new_tokens": tokens} for tokens in (0, "5", 5.5, True, float("nan"))),
+        *({"seed": seed} for seed in (-1, 2**32, "7", None, 1.5)),
+        *({"question": question} for question in ("  ", None, b"What?", "half a \ud83d")),
+        *({"sampler": sampler} for sampler in (None, "greedy", 0.7, dl.TopP)),
+    ],
+    ids=lambda wishes: ascii(wishes),
 )
 def test_impossible_wishes_are_refused(wishes: dict[str, Any]) -> None:
-    with pytest.raises(dl.InputError):
+    """Named, and none of them is taken for greedy or for a smaller number without a word."""
+    with pytest.raises(dl.InputError, match=next(iter(wishes))):
         dl.Request(**dict[str, Any](question=QUESTION) | wishes)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers(assistant: Assistant) -> None:
+    own = dl.Request(QUESTION, max_new_tokens=3, seed=7, sampler=Temperature())
+    numpy = dataclasses.replace(own, max_new_tokens=np.int64(3), seed=np.uint32(7))
+    ours, theirs = assistant.generate_batch(request for request in (own, numpy))
+    assert isinstance(ours, dl.Answer)
+    assert isinstance(theirs, dl.Answer)
+    assert ours.token_ids == theirs.token_ids
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_request_and_no_picture_is_named(assistant: Assistant) -> None:
+    (refused,) = assistant.generate_batch([QUESTION])  # pyright: ignore[reportArgumentType]
+    assert "must be a dynllava_jax.Request, not a str" in str(refused)
+    for data in (bytearray(b"no picture"), memoryview(b"no picture")):
+        with pytest.raises(dl.InputError, match=r"10 bytes|memoryview"):
+            assistant.generate(data, QUESTION)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("every", [0, -1, 1.5, "4"])
+def test_a_stream_that_would_never_look_is_refused(assistant: Assistant, every: Any) -> None:
+    with pytest.raises(dl.InputError, match="every must be a whole number, 1 or more"):
+        assistant.stream(None, QUESTION, every=every)
+    with pytest.raises(dl.InputError, match="every must be a whole number, 1 or more"):
+        assistant.chat().stream(QUESTION, every=every)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": None}, "model must be str or PathLike, not None"),
+        ({"model": "s3://bucket/model"}, "s3://bucket/model needs a package for its kind of address"),
+        ({"mesh": {"data": 1}}, "mesh must be str or Mesh or None"),
+        ({"device": 0}, "device must be str or None"),
+        ({"output_keep": "no"}, "output_keep must be bool"),
+        ({"template": 5}, "template must be str or None"),
+        ({"sparsity": dl.SparsityConfig()}, "sparsity must be Mapping or None"),
+        ({"buckets": {"rows": (1,)}}, "buckets must be Buckets or None"),
+        ({"attention": 5}, "attention must be str or Sequence or None"),
+        ({"attention": ("nope", "xla")}, "no implementation 'nope'"),
+        ({"dtype": np.float32}, "dtype <class 'numpy.float32'> is unknown"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_load_names_an_option_that_is_none(
+    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(dl.InputError, match=words):
+        dl.load(**options)
 
 
 def test_a_stream_is_the_answer_in_pieces(assistant: Assistant) -> None:

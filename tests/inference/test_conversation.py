@@ -1,6 +1,7 @@
 """Several turns on one cache."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,29 @@ def test_an_open_turn_must_end_first_and_a_cancelled_one_counts(assistant: Assis
         chat.ask(SECOND)
     stream.cancel()
     assert chat.ask(SECOND, max_new_tokens=3).token_ids
+
+
+@pytest.mark.parametrize(("turns", "program"), [(0, "_prefill"), (0, "_segment"), (1, "_extend"), (1, "_segment")])
+def test_a_turn_that_is_broken_off_never_happened(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, turns: int, program: str
+) -> None:
+    """Someone who interrupts a notebook cell asks again: what was drawn meanwhile must not stand in the cache."""
+    chat, other = assistant.chat(synthetic_image(1)), assistant.chat(synthetic_image(1))
+    for _ in range(turns):
+        assert chat.ask(FIRST, max_new_tokens=4).token_ids == other.ask(FIRST, max_new_tokens=4).token_ids
+    real = getattr(assistant.engine, program)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    for ask in (chat.ask, lambda *args, **wishes: list(chat.stream(*args, **wishes))):
+        with monkeypatch.context() as patch:
+            patch.setattr(assistant.engine, program, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ask("Is it a dog?", max_new_tokens=6)
+    ours, theirs = (one.ask(SECOND, max_new_tokens=4) for one in (chat, other))
+    assert (ours.token_ids, ours.cache_tokens) == (theirs.token_ids, theirs.cache_tokens)
 
 
 def test_a_refused_turn_leaves_the_conversation_as_it_was(assistant: Assistant) -> None:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynllava_jax.data.spans import expand
 from dynllava_jax.errors import InputError
+from dynllava_jax.inference.run import Prepared, asked_of
 from dynllava_jax.inference.sampling import GREEDY, Draws, Sampler, Temperature, TopK, TopP, as_numbers, draw
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0], np.float32)
@@ -75,6 +77,28 @@ def test_greedy_beside_a_drawn_sample_and_ties() -> None:
     tokens = sample(jnp.tile(tied, (2, 1)), draws([GREEDY, TopK(1)], [0, 0]), jnp.zeros(2, jnp.int32))
     assert int(tokens[0]) == 1  # the lower index wins
     assert int(tokens[1]) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("extreme", "same"),
+    [
+        (TopP(1e-50), TopK(1)),
+        (TopP(1e-50, k=3), TopK(1)),
+        (TopK(2**40), Temperature(1.0)),
+        (Temperature(1e-50), GREEDY),
+        (Temperature(1e300), Temperature(1e38)),
+    ],
+    ids=str,
+)
+def test_what_32_bits_cannot_hold_means_what_it_says(extreme: Sampler, same: Sampler) -> None:
+    def drawn(sampler: Sampler) -> jax.Array:
+        nothing = expand([1], None, image_tokens=1, round_ids=())
+        asked = asked_of([Prepared(nothing, (), 1, sampler, seed) for seed in range(64)], rows=64)
+        keys = jax.vmap(jax.random.key)(asked.seed)
+        logits = jnp.tile(LOGITS[::-1], (64, 1))
+        return sample(logits, Draws(asked.temperature, asked.k, asked.p, keys), jnp.zeros(64, jnp.int32))
+
+    np.testing.assert_array_equal(drawn(extreme), drawn(same))
 
 
 @pytest.mark.parametrize(
