@@ -22,7 +22,7 @@ def evaluate(look: Callable[[Batch], Metrics], batches: Iterable[Batch]) -> dict
     Returns:
         eval/loss: mean cross-entropy of the supervised tokens under the inference rule.
         eval/perplexity: its exponential.
-        eval/PLACE_keep_rate: share of what a predictor judged that it kept.
+        eval/PLACE_keep_rate: share of what a predictor judged that it kept; left out where it judged nothing.
     """
     sums: dict[str, float] = {}
     for batch in batches:
@@ -30,7 +30,8 @@ def evaluate(look: Callable[[Batch], Metrics], batches: Iterable[Batch]) -> dict
             sums[name] = sums.get(name, 0.0) + float(value)
     loss = sums["ce"] / max(sums["tokens"], 1.0)
     rates = {
-        f"eval/{place}_keep_rate": sums[f"{place}_kept"] / max(sums[f"{place}_judged"], 1.0)
+        f"eval/{place}_keep_rate": sums[f"{place}_kept"] / sums[f"{place}_judged"]
         for place in (name.removesuffix("_judged") for name in sums if name.endswith("_judged"))
+        if sums[f"{place}_judged"]
     }
     return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, _MAX_EXPONENT)), **rates}

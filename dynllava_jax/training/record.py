@@ -67,6 +67,8 @@ class Recorder:
             return
         (step, metrics), self._begun = self._begun, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        # Answers that are all too short to be sparsified have no keep rate, which is another thing than 0.
+        values = {name: value for name, value in values.items() if value == value or not name.endswith("_keep_rate")}
         values["skipped"] = self._samples.rows(step - 1) - values["samples"]
         self._done = step, values | self._speed(step, time.perf_counter() - self._since)
         self._since = time.perf_counter()

@@ -105,8 +105,8 @@ class Trainer:
             noise: Gumbel noise in place of what the run's seed gives.
 
         Returns:
-            The next state; "loss", its terms, keep rates, learning rates, "tau", "grad_norm" (whole and by part),
-            "tokens" that are supervised, "samples" that count.
+            The next state; "loss", its terms, keep rates (NaN where nothing was judged), learning rates, "tau",
+            "grad_norm" (whole and by part), "tokens" that are supervised, "samples" that count.
         """
         with constraints(self._constraint):
             changed, metrics = self._step((state.params, state.adam, state.step), state.frozen, batch, noise)
@@ -247,10 +247,11 @@ def _sums(out: LossOutput, batch: Batch) -> Metrics:
 
 
 def _finish(sums: Metrics) -> Metrics:
-    """Keep rates in place of counts."""
+    """Keep rates in place of counts, NaN where nothing was judged."""
     metrics = {name: value for name, value in sums.items() if not name.endswith(("_judged", "_kept"))}
     for name, value in sums.items():
         if name.endswith("_judged"):
             place = name.removesuffix("_judged")
-            metrics[f"{place}_keep_rate"] = sums[f"{place}_kept"] / jnp.maximum(value, 1.0)
+            rate = sums[f"{place}_kept"] / jnp.maximum(value, 1.0)
+            metrics[f"{place}_keep_rate"] = jnp.where(value > 0, rate, jnp.nan)
     return metrics

@@ -30,6 +30,12 @@ def test_means_are_over_tokens_not_over_batches() -> None:
     )
 
 
+def test_where_nothing_was_judged_there_is_no_rate() -> None:
+    sums = {"ce": 1.0, "tokens": 1.0, "output_kept": 0.0, "output_judged": 0.0}
+    assert "eval/output_keep_rate" not in look([sums, sums])
+    assert look([sums, sums | {"output_kept": 1.0, "output_judged": 4.0}])["eval/output_keep_rate"] == 0.25
+
+
 def test_nothing_supervised_and_enormous_losses_are_finite() -> None:
     assert look([{"ce": 0.0, "tokens": 0.0}])["eval/perplexity"] == 1.0
     assert math.isfinite(look([{"ce": 1e6, "tokens": 1.0}])["eval/perplexity"])

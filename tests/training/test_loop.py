@@ -127,6 +127,15 @@ def test_a_picture_that_cannot_be_read_is_counted(
     assert "s7" in caplog.text
 
 
+def test_answers_that_are_not_judged_have_no_keep_rate(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    more = ("--config.steps=1", "--config.loss.min_answer_tokens=500", "--config.log.health_every=0")
+    assert run(data, tmp_path, *more, checkpoint=checkpoint) == 0
+    (record,) = records(tmp_path)
+    assert "output_keep_rate" not in record
+    assert 0 < record["image_keep_rate"] < 1
+    assert None not in record.values()
+
+
 def test_other_data_are_refused(
     whole: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
