@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, folder
 from dynllava_jax.data.records import Record, SampleError
-from dynllava_jax.data.shard_writer import ShardWriter
+from dynllava_jax.data.shard_writer import ShardWriter, writing
 from dynllava_jax.data.source import Source
 from dynllava_jax.data.workers import in_order
 from dynllava_jax.errors import InputError
@@ -56,7 +56,8 @@ def pack(
         on_sample: is told when a sample is done.
 
     Raises:
-        InputError: `out` holds something else, or shards of another source or with other settings.
+        InputError: `out` holds something else, or shards of another source or with other settings, or cannot be
+            written.
     """
     request = {
         "source": source.name,
@@ -66,7 +67,8 @@ def pack(
         "shard_bytes": shard_bytes,
     }
     path = folder(out)
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     done = _earlier(path, request)
     if (path / FINISHED).exists():
         (path / UNFINISHED).unlink(missing_ok=True)
@@ -80,7 +82,8 @@ def pack(
         """The shard first, then the note that it is there: between the two, the shard is made again."""
         shards = done.shards if writer.empty else (*done.shards, writer.finish(len(done.shards)))
         manifest = Manifest(request, shards, read, {reason: tuple(ids) for reason, ids in left_out.items()})
-        manifest.write(path / UNFINISHED)
+        with writing(path):
+            manifest.write(path / UNFINISHED)
         return manifest
 
     try:
@@ -98,8 +101,9 @@ def pack(
         writer.close()
     if not done.samples:
         raise InputError(f"No sample of {source.name} can be packed: {describe(done)}.")
-    done.write(path / FINISHED)
-    (path / UNFINISHED).unlink()
+    with writing(path):
+        done.write(path / FINISHED)
+        (path / UNFINISHED).unlink()
     return done
 
 
@@ -153,5 +157,6 @@ def _earlier(path: epath.Path, request: dict[str, Any]) -> Manifest:
     if others := sorted(item.name for item in path.iterdir() if not item.name.startswith("unfinished.")):
         raise InputError(f"{path} is not empty ({others[0]}); give a new folder.")
     manifest = Manifest(request)
-    manifest.write(path / UNFINISHED)
+    with writing(path):
+        manifest.write(path / UNFINISHED)
     return manifest

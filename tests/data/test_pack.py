@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,31 @@ def test_killed_at_any_point_it_goes_on(
     assert again == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert all(total == SAMPLES and done <= SAMPLES for total, done in starts)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    source: JsonSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """An ArrayRecordWriter that finds out when it is closed, as often as it is."""
+
+        def __init__(self, file: str, options: str) -> None:
+            Path(file).write_bytes(b"half a shard")
+
+        def write(self, record: bytes) -> None: ...
+
+        def close(self) -> None:
+            raise RuntimeError("write() failed: No space left on device; writing a file; at byte 12")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "array_record", lambda: SimpleNamespace(ArrayRecordWriter=Full))
+        with pytest.raises(InputError, match=r"full cannot be written: write\(\) failed: No space left on device; see"):
+            pack(source, str(tmp_path / "full"), shard_bytes=SHARD)
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["unfinished.json"]
+    assert pack(source, str(tmp_path / "full"), shard_bytes=SHARD).samples == SAMPLES - 2
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file cannot be written: File exists; see to it"):
+        pack(source, str(tmp_path / "file"))
 
 
 def test_killed_for_real(data: Path, source: JsonSource, tmp_path: Path) -> None:
