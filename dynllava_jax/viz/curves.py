@@ -66,7 +66,8 @@ def draw_curves(records: Sequence[Record]) -> "Figure":
             axis.plot(*zip(*points, strict=True), style, color=colour, label=name, linewidth=1.2, markersize=4)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylim(bottom=0)
-        axis.legend(loc="upper right", fontsize=8, frameon=False)
+        # Beside the title: wherever it stood among the curves, some run would go through it.
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(found), fontsize=8, frameon=False)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
     return figure

@@ -3,9 +3,13 @@
 Y, X pixels; G cells of the grid of image tokens along one side.
 """
 
+import contextlib
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -20,6 +24,9 @@ _PALE = 0.25
 """How much of a dropped patch's picture is left in grey."""
 _HEAT = np.array([(48, 18, 59), (57, 118, 225), (39, 189, 173), (164, 220, 60), (251, 180, 44), (200, 40, 10)], float)
 """Colours from the lowest score to the highest."""
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
+_SHIPPED = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+_AnyFont: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_kept(explanation: Explanation, question: str) -> Image.Image:
@@ -90,8 +97,8 @@ class _Word:
 
 
 def _text_block(pieces: Sequence[Piece], title: str, width: int) -> Image.Image:
-    font, spots, x, y = _font(), [], 0.0, _LINE
-    for word in _words(pieces):
+    font, spots, x, y = _font("".join(piece.text for piece in pieces)), [], 0.0, _LINE
+    for word in _fitting(_words(pieces), font, width):
         length = sum(font.getlength(text) for text, _ in word.parts)
         blank = font.getlength(" ") * bool(word.before) * bool(x)
         if "\n" in word.before or x + blank + length > width:
@@ -124,5 +131,25 @@ def _words(pieces: Sequence[Piece]) -> Iterator[_Word]:
         yield _Word(before, parts)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _fitting(words: Iterator[_Word], font: _AnyFont, width: int) -> Iterator[_Word]:
+    """What is wider than a line, such as an address or Chinese, may be broken anywhere."""
+    for word in words:
+        if sum(font.getlength(text) for text, _ in word.parts) <= width:
+            yield word
+            continue
+        before = word.before
+        for text, keep in word.parts:
+            for letter in text:
+                yield _Word(before, [(letter, keep)])
+                before = ""
+
+
+def _font(text: str = "") -> _AnyFont:
+    """Pillow's own font knows ASCII; other text takes the first of the machine's fonts that know more."""
+    if not text.isascii():
+        matplotlib = importlib.util.find_spec("matplotlib")
+        shipped = [] if matplotlib is None or matplotlib.origin is None else [Path(matplotlib.origin).parent / _SHIPPED]
+        for font in (*_WIDE_FONTS, *shipped):
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(font, _FONT)
     return ImageFont.load_default(_FONT)

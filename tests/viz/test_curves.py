@@ -56,3 +56,12 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"dynllava_jax\[show\]"):
         draw_curves(RECORDS)
+
+
+def test_no_legend_stands_on_a_curve() -> None:
+    figure = draw_curves([{"step": step, "tokens_per_second": 1000.0, "ce": 1.0} for step in range(9)])
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        legend = axis.get_legend()
+        assert legend is not None
+        assert not legend.get_window_extent().overlaps(axis.get_window_extent())

@@ -52,3 +52,19 @@ def test_long_answers_take_more_lines_and_lose_nothing() -> None:
     broken = draw_kept(explanation([Piece("cat\ndog", 1)]), "What?")
     assert broken.height > short.height
     assert draw_kept(explanation([Piece("no picture", 1)], images=0), "What?").width == short.width
+
+
+def test_words_wider_than_a_line_are_broken_and_lose_nothing() -> None:
+    """Addresses, and whatever is written without blanks."""
+    line = draw_kept(explanation([Piece("wide", 1)], images=0), "What?")
+    sheets = [np.asarray(draw_kept(explanation([Piece("word " + "m" * n, 0)], images=0), "What?")) for n in (400, 401)]
+    assert len(sheets[0]) > line.height + 100
+    assert len(sheets[0]) == len(sheets[1])
+    ink = [int((sheet < 255).sum()) for sheet in sheets]
+    assert ink[1] > ink[0]  # one letter more is one letter more to see
+
+
+def test_letters_beyond_ascii_are_letters() -> None:
+    """What a font lacks it draws as one and the same box."""
+    sheets = [np.asarray(draw_kept(explanation([Piece(text, 1)], images=0), "What?")) for text in ("ü", "ж", "σ")]
+    assert len({sheet.tobytes() for sheet in sheets}) == 3
