@@ -30,6 +30,7 @@ from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.inference.layouts import placement
 from dynllava_jax.inference.memory import check_fits
 from dynllava_jax.kernels import api
+from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.sharding.mesh import make_mesh
 
 _log = logging.getLogger(__name__)
@@ -85,12 +86,14 @@ def load(
         "sparsity": (sparsity, Mapping | None),
         "buckets": (buckets, Buckets | None),
         "attention": (attention, str | Sequence | None),
+        "products": (products, str | None),
         "compile_cache": (compile_cache, str | os.PathLike | None),
     }
     for name, (value, hint) in wanted.items():
         check_type(value, hint, name)
     for name in (attention,) if isinstance(attention, str) else attention or ():
         api.check_name(name)
+    fused_products(products)  # a name that there is not
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
     if compile_cache is not None:

@@ -159,6 +159,8 @@ def test_a_stream_that_would_never_look_is_refused(assistant: Assistant, every: 
         ({"buckets": {"rows": (1,)}}, "buckets must be Buckets or None"),
         ({"attention": 5}, "attention must be str or Sequence or None"),
         ({"attention": ("nope", "xla")}, "no implementation 'nope'"),
+        ({"products": ["triton"]}, "products must be str or None"),
+        ({"model": "nowhere", "products": "fast"}, "products has no implementation 'fast'"),
         ({"dtype": np.float32}, "dtype <class 'numpy.float32'> is unknown"),
     ],
     ids=lambda value: ascii(value)[:40],
