@@ -3,6 +3,7 @@
 N samples of the source.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -148,8 +149,13 @@ def _write(file: epath.Path, found: SampleLengths) -> None:
     )
     # Whole or not there at all, also when several hosts write it at the same time.
     partial = _partial(file)
-    partial.write_bytes(content.getvalue())
-    partial.replace(file)
+    try:
+        partial.write_bytes(content.getvalue())
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _unwritable(file, error) from None
     _log.info("lengths of %d samples written to %s", found.lengths.size, file)
 
 
@@ -160,10 +166,14 @@ def _check_writable(file: epath.Path) -> None:
         _partial(file).write_bytes(b"")
         _partial(file).unlink()
     except OSError as error:
-        raise InputError(
-            f"The index of token lengths cannot be written to {file.parent} ({error.strerror or error}); set "
-            "data.index to a folder that can."
-        ) from None
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: epath.Path, error: OSError) -> InputError:
+    return InputError(
+        f"The index of token lengths cannot be written to {file.parent} ({error.strerror or error}); set data.index to "
+        "a folder that can."
+    )
 
 
 def _partial(file: epath.Path) -> epath.Path:

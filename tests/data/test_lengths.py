@@ -72,6 +72,16 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
         sample_lengths(_SOURCE, preparation(), tmp_path / "file" / "below", workers=0)
 
 
+def test_an_index_that_cannot_be_written_after_the_work_is_named_too(tmp_path: Path) -> None:
+    sample_lengths(_SOURCE, preparation(), tmp_path, workers=0)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=r"cannot be written to .*set data.index"):
+        sample_lengths(_SOURCE, preparation(), tmp_path, workers=0)
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.slow
 def test_worker_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "_WORTH_A_PROCESS", 1)
