@@ -15,6 +15,7 @@ from dynllava_jax.checkpoint.adapters import is_adapter
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
+from dynllava_jax.errors import InputError
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training import describe, health, processes
 from dynllava_jax.training.checkpoint import TrainingCheckpoints
@@ -258,6 +259,11 @@ def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Option
     others = checkpoints.other_init(info, trainer.parameters.frozen)
     for change in check_same_run(options.workdir, info.data, _memory(run), others, force=options.force):
         _say(f"forced: {change}")
+    if step > (steps := len(run.samples.plan)):
+        raise InputError(
+            f"{options.workdir} has done {step} steps and this run has only {steps}; give it more (steps, epochs), or "
+            "--restore an earlier checkpoint."
+        )
     like = abstract_state(trainer.parameters, config.dtype, trainer.mesh)
     _say(f"going on from step {step} of {options.workdir}; the warm start is not read, but for what is frozen")
     restored = checkpoints.restore(step, like.params, _rest(like), like.frozen)

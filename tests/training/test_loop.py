@@ -89,6 +89,13 @@ def test_another_run_is_refused_until_it_is_forced(
     assert "forced: optimizer.clip_norm was 1.0 and is 2.0" in capsys.readouterr().err
 
 
+def test_a_forced_run_that_is_shorter_than_what_was_done_is_refused(
+    whole: Path, data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, whole, *RUN, "--config.steps=5", "--resume=force", checkpoint=checkpoint) == 2
+    assert "has done 6 steps and this run has only 5; give it more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("step", [-1, 5])
 def test_a_step_without_checkpoint_is_refused(
     step: int, whole: Path, data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
