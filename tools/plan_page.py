@@ -52,10 +52,11 @@ what each answered (`docs/plan/`). Each compiles the real program ahead of time 
 without `--write` makes it.
 
 GiB are those of one device, of which a program may take 92 %: as much as `dynllava` lets JAX take of a GPU, unless
-XLA_CLIENT_MEM_FRACTION says otherwise. The least time is a bound, the largest of arithmetic at the peak, memory
-traffic and network; hours suppose 40 % of the peak and {SAMPLES} samples, the paper's epoch. 34B and 70B are the shapes
-of Yi-34B and Llama-2-70B: no such weights were published. Seconds of compiling are wall / CPU seconds on two cores
-that had other work at the same time: an idle machine needs about the CPU seconds or less; "–" was not taken.
+XLA_CLIENT_MEM_FRACTION says otherwise. An A100's memory is the data sheet's, of which CUDA gives about a hundredth
+less. The least time is a bound, the largest of arithmetic at the peak, memory traffic and network; hours suppose 40 %
+of the peak and {SAMPLES} samples, the paper's epoch. 34B and 70B are the shapes of Yi-34B and Llama-2-70B: no such
+weights were published. Seconds of compiling are wall / CPU seconds on two cores that had other work at the same time:
+an idle machine needs about the CPU seconds or less; "–" was not taken.
 
 The batch of a step is the recipe's, {BATCH} samples over all devices, unless its row says off-recipe.
 """
