@@ -80,7 +80,16 @@ def policy_weights(
     kept = _kept(query, key, policy, real, causal, first)
     leak = jnp.where(real, eps / jnp.maximum(lengths, 1)[:, None, None, None, None], 0.0)
     whole = jnp.sum(kept, axis=-1, keepdims=True) + eps
-    return (kept + leak) / jnp.where(whole > 0.0, whole, 1.0)  # without a leak, padding may see nothing
+    whole = jnp.where(whole > 0.0, whole, 1.0)  # without a leak, padding may see nothing
+    # Without a leak `whole` may also be 1e-30, and a quotient's gradient divides by its square.
+    power = _to_one(whole)
+    return (kept + leak) * power / (whole * power)
+
+
+def _to_one(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """A power of two, 1 or more, that brings a small number close to 1: multiplying by it rounds nothing."""
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(x))
+    return jnp.ldexp(jnp.ones_like(x), jnp.clip(-exponent, 0, 126))
 
 
 def lowest_denominator(

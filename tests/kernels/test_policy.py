@@ -105,6 +105,19 @@ def test_a_dropped_key_holds_the_maximum(name: str) -> None:
     assert_close(under_policy(name)(given), wanted, given)
 
 
+@pytest.mark.parametrize("name", ["xla", *KERNELS])
+def test_a_denominator_whose_square_is_no_float32_has_gradients(name: str) -> None:
+    """Without a leak: a dropped key's score lies 60 above all others, and exp(-60)**2 is 0."""
+    given = inputs(Shape(2, 1, 20, 16), (20,), rate=0.5)
+    key = given.key.at[:, :, 3].set(0.0).at[:, :, 3, 0].set(60.0)
+    query = given.query.at[..., 0].set(4.0)
+    given = given._replace(key=key.at[:, :, 4:, 0].set(0.0), query=query, policy=given.policy.at[:, 3].set(0.0))
+    found, wanted = under_policy(name, 0.0)(given), truth(given, eps=0.0)
+    assert np.abs(wanted[4]).max() > 1e24
+    for ours, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_peaky_scores(name: str) -> None:
     """They reach 50 to 65: rounded once to float32, with the rest in float64, they put the output off by 1.1e-6."""
