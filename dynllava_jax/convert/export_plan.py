@@ -144,6 +144,11 @@ def make_plan(
         more = f" and {len(nameless) - 5} more" if len(nameless) > 5 else ""
         raise InputError(f"The {names.layout.name} layout cannot express {', '.join(nameless[:5])}{more}.")
     for spec in carried:
+        if source == names and config.decoder.tie_embeddings and spec.name == names.layout.head:
+            # The embedding once more, which may have been trained since it was carried.
+            (embedding,) = (tensor for tensor in tensors if tensor.rule == rules["decoder/embedding"][1])
+            tensors.append(_tensor(spec.name, "", embedding.rule, None, embedding.spec.shape, embedding.spec.dtype))
+            continue
         found = _translated(spec.name, names, source)
         if found is None:
             left_out.append(spec.name)

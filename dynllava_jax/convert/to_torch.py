@@ -1,5 +1,6 @@
 """Weights out: a model checkpoint or a training run becomes a PyTorch folder, official or llava-hf."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -186,11 +187,14 @@ def _write(
             writers[tensor.folder].put(tensor.name, tensor.make(made))
             on_tensor(tensor.spec.nbytes)
 
-        by_leaf = {tensor.rule.leaf: tensor for tensor in left if tensor.rule is not None}
+        by_leaf = collections.defaultdict(list)  # two of a tied embedding, where the head's copy came along
+        for tensor in left:
+            if tensor.rule is not None:
+                by_leaf[tensor.rule.leaf].append(tensor)
         with ThreadPoolExecutor(2) as pool:  # transposing and writing
             for leaves in ahead(source.read(by_leaf.keys())) if by_leaf else ():
-                wanted = leaves.keys() & by_leaf.keys()
-                for _ in pool.map(lambda leaf, leaves=leaves: put(by_leaf[leaf], leaves[leaf]), wanted):
+                wanted = [(tensor, leaf) for leaf in leaves.keys() & by_leaf.keys() for tensor in by_leaf[leaf]]
+                for _ in pool.map(lambda pair, leaves=leaves: put(pair[0], leaves[pair[1]]), wanted):
                     pass
                 del leaves
         for tensor in left:

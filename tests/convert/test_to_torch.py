@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dynllava_jax.checkpoint import store
+from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import tiny
 from dynllava_jax.config.vision import MlpProjector
@@ -67,6 +69,30 @@ def test_the_official_layout_comes_back(tmp_path: Path, dtype: str) -> None:
     assert index["metadata"]["total_size"] == report.nbytes
     for name in ("config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (src / name).read_bytes()
+
+
+def test_the_copy_of_a_tied_head_is_the_embedding_as_it_became(tmp_path: Path) -> None:
+    src = torch_folders.golden("checkpoint", tmp_path)
+    torch_folders.golden("vision_tower", tmp_path)
+    torch_folders.change_config(src, tie_word_embeddings=True)
+
+    def tie(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+
+    torch_folders.change_tensors(src, tie)
+    convert(src, tmp_path / "model", prefer_tower="inside")
+    export(tmp_path / "model", tmp_path / "same", layout="official")
+    assert content(tmp_path / "same") == content(src)
+
+    model = open_source(str(tmp_path / "model"))
+    leaves = {name: leaf for part in model.read(model.shapes.keys()) for name, leaf in part.items()}
+    leaves["decoder/embedding"] = leaves["decoder/embedding"] * 2  # as training does
+    ordered = sorted(leaves.items(), key=lambda leaf: item_of(leaf[0]))
+    extras = store.Extras({"tokenizer.model": b""}, model.facts)
+    store.write(tmp_path / "trained", model.config, iter(ordered), carried=model.carried().items(), extras=extras)
+    export(tmp_path / "trained", tmp_path / "back", layout="official")
+    back = content(tmp_path / "back")
+    assert back["lm_head.weight"] == back["model.embed_tokens.weight"] != content(src)["lm_head.weight"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
