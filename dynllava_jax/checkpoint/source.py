@@ -1,6 +1,7 @@
 """A checkpoint of either kind, as the leaves that a model checkpoint holds; adapters are merged into their kernels."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -151,7 +152,7 @@ def _training(path: epath.Path) -> Source:
         shapes=own,
         dtypes=dtypes,
         read=read,
-        carried=dict if init is None else init.carried,
+        carried=functools.partial(_left_behind, path, info) if init is None else init.carried,
     )
 
 
@@ -183,6 +184,14 @@ def _init(path: epath.Path, info: trained.Info, absent: Collection[str]) -> Sour
             f"there, or link it as {link} and move this one away."
         )
     return source
+
+
+def _left_behind(path: epath.Path, info: trained.Info) -> dict[str, np.ndarray]:
+    """What the checkpoint that a run began with carries; nothing where it is gone: the model is whole without."""
+    try:
+        return _init(path, info, ()).carried() if info.init else {}
+    except InputError:
+        return {}
 
 
 def _groups(stored: Mapping[str, tuple[str, Any]], names: list[str]) -> Iterator[list[str]]:

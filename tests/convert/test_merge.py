@@ -1,6 +1,7 @@
 """`dynllava convert merge`: a run of any kind becomes a model checkpoint, or one line says why not."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -67,6 +68,16 @@ def test_everything_arrives(made: Path, where: str, step: int, tmp_path: Path) -
     np.testing.assert_array_equal(store.read_carried(tmp_path / "model", info)["model.rotary.inv_freq"], range(4))
     assert {name: store.read_file(tmp_path / "model", name) for name in FILES} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_run_that_trained_everything_keeps_what_is_carried(made: Path, tmp_path: Path) -> None:
+    init = shutil.copytree(made / "init", tmp_path / "init")
+    values = flatten(load(init, dtype="float32"))
+    with TrainingCheckpoints(tmp_path / "run", CONFIG, init=init) as checkpoints:
+        checkpoints.save_async(1, values, {"step": jnp.int32(1)}, {})
+    assert merge(tmp_path / "run", tmp_path / "model").carried == 1
+    shutil.rmtree(init)  # nothing else is taken from there
+    assert merge(tmp_path / "run", tmp_path / "alone").carried == 0
 
 
 def test_the_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
