@@ -20,7 +20,7 @@ from dynllava_jax.model.predictors import Scorer
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.sparsify.policy import KeepPolicy, Threshold
 from dynllava_jax.sparsify.select import compact, image_keep, rank_of, slots_of, top_k
-from dynllava_jax.sparsify.selector import ImageView, Merged, TextSelector, TokenView, check_result
+from dynllava_jax.sparsify.selector import ImageView, Merged, TextSelector, TokenView, check_margins, check_result
 
 
 class Selection(NamedTuple):
@@ -140,7 +140,7 @@ def text_logits(selector: TextSelector, view: TokenView) -> Float[Array, "B T 2"
     """Keep and drop logit of each token; a selector that only gives margins has the drop logit 0."""
     if isinstance(selector, Scorer):
         return selector.logits(view.hidden).astype(jnp.float32)
-    margin = selector(view).astype(jnp.float32)
+    margin = check_margins(selector, view)
     return jnp.stack([margin, jnp.zeros_like(margin)], axis=-1)
 
 

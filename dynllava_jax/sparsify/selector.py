@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -172,9 +174,24 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
                 f"and {wanted[:3]}."
             )
         return result
-    if result.shape != (samples, images, count):
-        raise InputError(f"{name} returns scores of shape {result.shape}; wanted is {(samples, images, count)}.")
-    return result.astype("float32")
+    return _checked(result, (samples, images, count), f"{name} returns scores")
+
+
+def check_margins(selector: TextSelector, view: TokenView) -> Float[Array, "B T"]:
+    """The selector's margins as float32, held against the protocol as `check_result` does.
+
+    Raises:
+        InputError: names the class and the shape wanted.
+    """
+    return _checked(selector(view), view.positions.shape, f"{type(selector).__name__} returns margins")
+
+
+def _checked(result: Any, wanted: tuple[int, ...], what: str) -> Array:
+    if not isinstance(result, jax.Array | np.ndarray):
+        raise InputError(f"{what} as a {type(result).__name__}; wanted is an array of shape {wanted}.")
+    if result.shape != wanted:
+        raise InputError(f"{what} of shape {result.shape}; wanted is {wanted}.")
+    return jnp.asarray(result, jnp.float32)
 
 
 def _find(name: str, context: SelectorContext) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from dynllava_jax.sparsify.selector import (
     Place,
     SelectorContext,
     TokenView,
+    check_margins,
     check_result,
     load_selector,
 )
@@ -158,3 +159,26 @@ def test_a_module_that_cannot_be_imported(
 def test_a_wrong_shape_is_named(own: type[nnx.Module]) -> None:
     with pytest.raises(InputError, match=f"{own.__name__} .*wanted"):
         _check(_load(f"{OWN}:{own.__name__}"), _view())
+
+
+@pytest.mark.parametrize(
+    ("margins", "words"),
+    [
+        (lambda view: jnp.ones(view.positions.shape[1]), r"of shape \(5,\); wanted is \(2, 5\)"),
+        (lambda view: jnp.ones((*view.positions.shape, 1)), r"of shape \(2, 5, 1\); wanted"),
+        (lambda view: jnp.float32(1), r"of shape \(\); wanted"),
+        (lambda view: None, "as a NoneType; wanted is an array"),
+    ],
+)
+def test_wrong_margins_are_named_and_do_not_broadcast(margins: Any, words: str) -> None:
+    view = TokenView(jnp.ones((2, 5, 8)), jnp.zeros((2, 5), jnp.int32), jax.random.split(jax.random.key(0), 2))
+    selector: Any = type("Own", (), {"__call__": lambda self, view: margins(view)})()
+    with pytest.raises(InputError, match=f"Own returns margins {words}"):
+        check_margins(selector, view)
+
+
+def test_margins_may_be_of_any_number() -> None:
+    view = TokenView(jnp.ones((2, 5, 8)), jnp.zeros((2, 5), jnp.int32), jax.random.split(jax.random.key(0), 2))
+    for margins in (jnp.eye(2, 5, dtype=bool), jnp.eye(2, 5, dtype=jnp.bfloat16), np.eye(2, 5, dtype=np.int64)):
+        own: Any = type("Own", (), {"__call__": lambda self, view, margins=margins: margins})()
+        np.testing.assert_array_equal(check_margins(own, view), np.eye(2, 5, dtype=np.float32))
