@@ -71,7 +71,10 @@ def tokenize_conversation(tokenizer: Tokenizer, template: Template, record: Reco
         labels[position : position + ignored] = IGNORE
         position += ignored + learned
     if not form.learn_rest and position != ids.size:
-        problem = f"its rounds have {position} tokens but the whole {ids.size}; does it hold marks of {template.name}?"
+        problem = (
+            f"its rounds have {position} tokens but the whole {ids.size}; does it hold marks of {template.name}, or is "
+            "the tokenizer not a Llama one?"
+        )
         raise SampleError(record.id, "no supervised token", problem)
     if np.all(labels == IGNORE):
         raise SampleError(record.id, "no supervised token", "its answers have no tokens of their own")
