@@ -19,6 +19,7 @@ from dynllava_jax.config.model import ImagePrep
 from dynllava_jax.data.lengths import index_folder, sample_lengths
 from dynllava_jax.data.preparation import Preparation
 from dynllava_jax.data.records import SampleError
+from dynllava_jax.data.shards import ShardSource
 from dynllava_jax.data.source import Source, open_source
 from dynllava_jax.data.spans import Sample
 from dynllava_jax.data.templates import Template
@@ -43,6 +44,7 @@ class Report(NamedTuple):
         truncated: how many of these are cut at `max_length`.
         without_image: left out because of `require_image`.
         failures: left out because they cannot be used.
+        unpacked: not counted above: bad already when their source was packed, so that its shards lack them.
     """
 
     samples: int
@@ -50,6 +52,7 @@ class Report(NamedTuple):
     truncated: int
     without_image: int
     failures: tuple[SampleError, ...]
+    unpacked: int = 0
 
     def __str__(self) -> str:
         reasons = collections.Counter(failure.reason for failure in self.failures)
@@ -58,7 +61,7 @@ class Report(NamedTuple):
         return (
             f"{self.used} of {self.samples} samples, {self.truncated} of them cut at data.max_length; "
             f"left out: {spelled or 'none'}"
-        )
+        ) + (f"; {self.unpacked} more were bad when they were packed" if self.unpacked else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,6 +171,7 @@ def join(
         truncated=int((uncut > lengths)[wanted].sum()),
         without_image=int(usable.sum() - wanted.sum()),
         failures=failures,
+        unpacked=sum(source.manifest.bad for source in sources if isinstance(source, ShardSource)),
     )
     return Dataset(
         sources=tuple(sources),

@@ -25,7 +25,7 @@ from dynllava_jax.data.source import Source
 from dynllava_jax.data.workers import in_order
 from dynllava_jax.errors import InputError
 
-_VERSION = 1
+_VERSION = 2
 _WORTH_A_PROCESS = 5000
 """Samples that are measured in the seconds that a process takes to start."""
 

@@ -18,15 +18,18 @@ import numpy as np
 import pytest
 from etils import epath
 
+from dynllava_jax.config.data import DataConfig
 from dynllava_jax.data import manifest as manifests
 from dynllava_jax.data import pack as packing
 from dynllava_jax.data import shard_writer
+from dynllava_jax.data.dataset import join
 from dynllava_jax.data.json_source import JsonSource
 from dynllava_jax.data.pack import pack
 from dynllava_jax.data.shards import ShardSource
 from dynllava_jax.data.source import SampleError, Source, open_source
 from dynllava_jax.errors import CheckError, InputError
 from dynllava_jax.testing import synthetic_image
+from tests.data.memory_source import preparation
 
 SAMPLES, SHARD = 12, 2000
 """Pictures of 500 to 5000 bytes: a few samples a shard."""
@@ -80,6 +83,13 @@ def test_shards_hold_what_the_source_holds(data: Path, source: JsonSource, tmp_p
     shards = ShardSource.open(str(tmp_path / "out"))
     assert shards.encoded(record, 0) == (data / "0.jpg").read_bytes()
     assert shards.damaged() == ()
+
+
+def test_training_is_told_what_was_left_out(source: JsonSource, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    pack(source, out)
+    report = join([ShardSource.open(out)], preparation(), DataConfig(source=out, workers=0), [tmp_path]).report
+    assert (report.samples, str(report).endswith("; 2 more were bad when they were packed")) == (10, True)
 
 
 def test_a_short_side_shrinks_what_is_larger(source: JsonSource, tmp_path: Path) -> None:
