@@ -71,5 +71,6 @@ def _sentences() -> Iterable[str]:
     for colour in _COLOURS:
         for thing in _THINGS:
             for place in _PLACES:
-                yield f"USER: What is in the {place} of the picture? ASSISTANT: There is a {colour} {thing}."
+                # As in Llama's vocabulary "USER" is a piece and "▁USER" is none: masks of later rounds count on it.
+                yield f"Hello.</s>USER: What is in the {place} of the picture? ASSISTANT: There is a {colour} {thing}."
                 yield f"A chat between a curious user and an assistant. Is the {thing} {colour}? Yes, it is."

@@ -18,6 +18,7 @@ from dynllava_jax.data.records import Record, SampleError, read_record
 from dynllava_jax.data.spans import IGNORE
 from dynllava_jax.data.templates import Turn, get_template, names
 from dynllava_jax.data.tokenizer import Tokenizer
+from dynllava_jax.testing import write_tokenizer
 from tests.golden_files import ROOT, arrays, info
 
 _FACTS = json.loads((Path(__file__).parent / "conversation_facts.json").read_text(encoding="utf-8"))
@@ -97,6 +98,15 @@ def test_several_pictures_stay_where_they_are() -> None:
     assert _learned(made).strip() == "no</s>"
     apart = _record(("Is it <image>?", "a"), ("Or this?\n<image>", "b"), images=2)
     assert np.sum(tokenize_conversation(_TOKENIZER, template, apart).ids == IMAGE_TOKEN) == 2
+
+
+@pytest.mark.parametrize("size", [300, 512, 600])
+def test_the_tokenizer_for_tests_serves_several_rounds(size: int, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, vocab_size=size)
+    tokenizer = Tokenizer.load(tmp_path)
+    made = tokenize_conversation(tokenizer, get_template("v1"), _record(("What?", "The cat."), ("Where?", "Left.")))
+    learned = tokenizer.decode(made.labels[made.labels != IGNORE].tolist(), skip_special=False)
+    assert learned.replace(" ", "") == "Thecat.</s>Left.</s>"
 
 
 @pytest.mark.parametrize(
