@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from dynllava_jax.config.check import check_type
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
@@ -187,6 +188,9 @@ class Assistant:
 
         Returns:
             The shapes that are ready.
+
+        Raises:
+            InputError: `shapes` holds something else.
         """
         sparsity = self._sparsity(dense)
         if shapes is None:
@@ -194,6 +198,9 @@ class Assistant:
             answer = fit("answer tokens", min(DEFAULT_ANSWER, buckets.answer[-1]), buckets.answer)
             every = buckets.shapes(dataclasses.replace(self.config, sparsity=sparsity))
             shapes = (s for s in every if s.rows == buckets.rows[0] and s.images <= 1 and s.answer == answer)
+        shapes = list(shapes)
+        for shape in shapes:
+            check_type(shape, Shape, "Each of warmup's shapes")
         ready = []
         for shape in shapes:
             with self.lock:

@@ -199,3 +199,8 @@ def test_an_image_at_the_very_end_leaves_an_empty_instruction(engine: Engine) ->
 def test_a_prompt_beyond_the_context_is_refused_not_cut(engine: Engine) -> None:  # quirk 29
     with pytest.raises(InputError, match="prompt tokens"):
         Run.open(engine, [prompt(19, 2000)], CONFIG.sparsity)
+
+
+@pytest.mark.parametrize(("count", "rate", "kept"), [(576, 0.2, 115), (100, 0.29, 28), (4, 0.2, 1)])
+def test_the_keep_count_is_truncated_and_never_0(count: int, rate: float, kept: int) -> None:
+    assert SparsityConfig(image_keep_rate=rate).kept("image", count) == kept
