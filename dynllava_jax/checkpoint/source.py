@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from dynllava_jax.checkpoint.leaves import Target, targets
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _ITEMS = (trained.PARAMS, trained.FROZEN)
 
@@ -190,7 +193,8 @@ def _left_behind(path: epath.Path, info: trained.Info) -> dict[str, np.ndarray]:
     """What the checkpoint that a run began with carries; nothing where it is gone: the model is whole without."""
     try:
         return _init(path, info, ()).carried() if info.init else {}
-    except InputError:
+    except InputError as error:
+        _log.warning("what PyTorch's checkpoint had beside the model is left out: %s", error)
         return {}
 
 

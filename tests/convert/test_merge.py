@@ -70,14 +70,18 @@ def test_everything_arrives(made: Path, where: str, step: int, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_run_that_trained_everything_keeps_what_is_carried(made: Path, tmp_path: Path) -> None:
+def test_a_run_that_trained_everything_keeps_what_is_carried(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     init = shutil.copytree(made / "init", tmp_path / "init")
     values = flatten(load(init, dtype="float32"))
     with TrainingCheckpoints(tmp_path / "run", CONFIG, init=init) as checkpoints:
         checkpoints.save_async(1, values, {"step": jnp.int32(1)}, {})
     assert merge(tmp_path / "run", tmp_path / "model").carried == 1
+    assert "left out" not in caplog.text
     shutil.rmtree(init)  # nothing else is taken from there
     assert merge(tmp_path / "run", tmp_path / "alone").carried == 0
+    assert "what PyTorch's checkpoint had beside the model is left out" in caplog.text
 
 
 def test_the_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
