@@ -15,7 +15,8 @@ def add_parser(subparsers: Any) -> None:
         help="what a prompt costs, counted without weights",
         description="Counts FLOPs and cache bytes under every convention in use: `exact` counts each matrix product of "
         "the decoder's layers (two operations for a multiply-add), `eq13` is the paper's equation 13, `fastv` counts "
-        "multiply-adds and two of the MLP's three matrices. The paper's tables are `image tokens` under eq13.",
+        "multiply-adds and two of the MLP's three matrices. The paper's tables are `image tokens` under eq13. Text of "
+        "the prompt is counted whole, also where a model drops some of an instruction.",
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", metavar="P", help="a published model's shapes (dynamic_llava_7b)")
