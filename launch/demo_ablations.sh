@@ -10,8 +10,8 @@
 # EPOCH   folder of the samples, in WORKDIR (epoch). A smaller one makes shorter trainings; `reference`, where nothing is
 #         changed, is then what the ablations of image tokens and losses are compared with
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/demo_lib.sh
+# shellcheck source=launch/demo_lib.sh
+source "$(dirname "$0")/demo_lib.sh"
 shift
 
 # Name, config, what is changed.

@@ -5,7 +5,12 @@
 # TRAIN_OPTIONS  further options of every training, such as --config.attention=chunked, with which an epoch takes less
 #                time on a CPU
 
-work=$1
+if [[ ! ${1:-} ]]; then
+  echo "${0##*/}: WORKDIR is missing; it says at its top how it is called." >&2
+  exit 2
+fi
+if [[ $1 == /* ]]; then work=$1; else work=$PWD/$1; fi # it was named from where the caller stands
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 # merge RUN NAME [OPTION ...]: the model of a run, made anew when the run has gone on since
 merge() {

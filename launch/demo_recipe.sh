@@ -12,8 +12,8 @@
 # TOWER_STEPS, BASE_STEPS, WHOLE_STEPS steps of the tower and of the base's two halves (3600, 1700, 400)
 # BASE_BATCH                           pictures of a step of the base's first half (BATCH, or 32)
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/demo_lib.sh
+# shellcheck source=launch/demo_lib.sh
+source "$(dirname "$0")/demo_lib.sh"
 data=$work/data
 
 [[ -f $data/train.json ]] || dynllava demo make "$data" --samples "${SAMPLES:-60000}" --workers "${WORKERS:-1}"

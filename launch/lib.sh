@@ -3,7 +3,7 @@
 #
 # Every launcher takes --dry-run, which prints the exact commands and runs none, and the options of `dynllava train`,
 # which it hands on. From the environment:
-#   MAX_RESTARTS  how often a run is started again at most, over all reasons (20)
+#   MAX_RESTARTS  how often a run is started again at most, a whole number, over all reasons (20)
 #   PAUSE         whole seconds before it is (30)
 
 MAX_RESTARTS=${MAX_RESTARTS:-20}
@@ -16,9 +16,19 @@ options=()
 
 say() { echo "dynllava: $*" >&2; }
 
+# whole NAME ...: these variables are whole numbers. Bash reads 08 and 1m as errors, and only at the first restart: it
+# would come without a pause, or without an end
+whole() {
+  local name
+  for name; do
+    [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || { say "error: $name=${!name} is no whole number, such as 20" && exit 2; }
+  done
+}
+
 # words "$@": puts --dry-run into $dry_run and the rest into "${options[@]}"; refuses what may not be said twice
 words() {
   local word
+  whole MAX_RESTARTS PAUSE
   for word; do
     if [[ $word == --resto* ]] && ((MAX_RESTARTS > 0)); then
       say "error: with ${word%%=*} every restart would go back to that step and lose what came after it; set" \

@@ -15,6 +15,7 @@ source "$launch/lib.sh"
 words "$@"
 gpus=()
 if [[ ${GPUS:-} ]]; then
+  whole GPUS
   gpus=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((GPUS - 1)))")
 fi
 supervise "${gpus[@]}" "$launch/process.sh" "${options[@]}"

@@ -37,9 +37,11 @@ case $TPU_TYPE in
   *) runtime=tpu-ubuntu2204-base ;;
 esac
 where=("--project=$PROJECT" "--zone=$ZONE")
+spot=()
+if [[ ${SPOT:-0} != 0 ]]; then spot=(--spot); fi
 queued=(gcloud compute tpus queued-resources)
 create=("${queued[@]}" create "$name" "--node-id=$name" "${where[@]}" "--accelerator-type=$TPU_TYPE"
-  "--runtime-version=${RUNTIME:-$runtime}" ${SPOT:+--spot})
+  "--runtime-version=${RUNTIME:-$runtime}" "${spot[@]}")
 delete=("${queued[@]}" delete "$name" "${where[@]}" --force --quiet)
 describe=("${queued[@]}" describe "$name" "${where[@]}" "--format=value(state.state)")
 # --ipc=host: the processes that read data hand batches on in shared memory, of which Docker alone gives 64 MB.

@@ -15,6 +15,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.cwd = ROOT
         (folder / "bin").mkdir()
 
     def fake(self, name: str, body: str = "") -> None:
@@ -40,7 +41,7 @@ class Desk:
         return subprocess.Popen(
             command,
             env=kept | path | variables,
-            cwd=ROOT,
+            cwd=self.cwd,
             stdout=pipe,
             stderr=pipe,
             text=True,

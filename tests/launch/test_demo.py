@@ -1,5 +1,7 @@
 """The demo's recipes: every row of the comparison has a training, and every training says something of its own."""
 
+import pytest
+
 from dynllava_jax.config.experiment import read_experiment
 from dynllava_jax.evaluation import settings
 from tests.launch.conftest import ROOT, Desk
@@ -55,3 +57,17 @@ def test_an_unknown_ablation_is_refused_before_anything_is_trained(desk: Desk) -
     assert status == 2
     assert "no ablation layer;" in error
     assert not desk.calls("dynllava")
+
+
+def test_the_work_folder_is_named_from_where_the_caller_stands(desk: Desk) -> None:
+    desk.fake("dynllava")
+    desk.cwd = desk.folder
+    assert desk.run("demo_recipe.sh", "runs")[0] == 0
+    calls = desk.calls("dynllava")
+    assert calls
+    assert all(f"{desk.folder}/runs" in call for call in calls)
+
+
+@pytest.mark.parametrize("script", ["demo_recipe.sh", "demo_ablations.sh"])
+def test_a_missing_work_folder_is_named(desk: Desk, script: str) -> None:
+    assert desk.run(script) == (2, "", f"{script}: WORKDIR is missing; it says at its top how it is called.\n")

@@ -28,6 +28,16 @@ def test_status_decides(desk: Desk, statuses: list[int], runs: int, status: int,
     assert words in error
 
 
+@pytest.mark.parametrize(
+    "said", [("MAX_RESTARTS", "08"), ("MAX_RESTARTS", "many"), ("PAUSE", "1m"), ("PAUSE", "0.5"), ("GPUS", "all")]
+)
+def test_numbers_that_are_none_are_refused_before_anything_runs(desk: Desk, said: tuple[str, str]) -> None:
+    desk.statuses(75, 0)
+    found, _, error = desk.run("local.sh", "--workdir=RUN", **dict([said]))
+    assert (found, desk.calls("dynllava")) == (2, [])
+    assert error == f"dynllava: error: {said[0]}={said[1]} is no whole number, such as 20\n"
+
+
 @pytest.mark.parametrize("words", [["--restore=4"], ["--restore", "4"]])
 def test_no_restart_goes_back_to_an_older_checkpoint(desk: Desk, words: list[str]) -> None:
     desk.statuses(75, 0)

@@ -63,6 +63,11 @@ def test_a_slice_that_was_taken_away_is_asked_for_again(desk: Desk) -> None:
     assert any(line.endswith("--spot") for line in desk.calls("gcloud"))
 
 
+def test_spot_0_is_no_spot(desk: Desk) -> None:
+    assert watch(desk, "", "0 0\n", SPOT="0")[1] == ["create", "ssh"]
+    assert not any("--spot" in line for line in desk.calls("gcloud"))
+
+
 @pytest.mark.parametrize("others", [134, 1])
 def test_a_host_that_says_nothing_is_lost_whatever_the_others_say(desk: Desk, others: int) -> None:
     assert watch(desk, "ACTIVE\n", f"{others} gone\n0 0\n")[:2] == (0, ["ssh", "delete", "create", "ssh"])
