@@ -7,9 +7,12 @@
 
 import argparse
 import re
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.convert import mutations
 
