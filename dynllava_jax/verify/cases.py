@@ -135,7 +135,7 @@ def read_recording(path: Path) -> Recording:
     """Opens a folder such as the published goldens.
 
     Raises:
-        InputError: no such folder, or one without manifest.json, checkpoint or cases.
+        InputError: no such folder, or one without manifest.json, checkpoint or cases, or half a case.
     """
     if not path.is_dir():
         raise InputError(f"{path} is no folder; --cases wants one with manifest.json, checkpoint and cases.")
@@ -149,10 +149,16 @@ def read_recording(path: Path) -> Recording:
     dtype = manifest.get("dtype", "float32")
     if dtype not in LOGITS:
         raise InputError(f"{path / 'manifest.json'}: dtype must be one of {', '.join(LOGITS)}, not {dtype!r}.")
-    return Recording(path, tuple(marker), tuple(_case_names(path / "cases")), dtype)
+    names = tuple(_case_names(path / "cases"))
+    if not names:  # comparing nothing would find everything in order
+        raise InputError(f"{path / 'cases'} holds no case: no JSON file there describes an output; copy it whole.")
+    return Recording(path, tuple(marker), names, dtype)
 
 
 def _case_names(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("*.npz")):
+        if not file.with_suffix(".json").is_file():
+            raise InputError(f"{file} has no {file.stem}.json beside it that says what it holds; copy both files.")
     for file in sorted(folder.glob("*.json")):
         described = _read_json(file).get("arrays", {})
         if any(entry.get("role") == "output" for entry in described.values()):

@@ -82,6 +82,7 @@ def test_bad_options_give_status_2_before_any_work(
         ("checkpoint", "has no folder checkpoint"),
         ("manifest.json", "manifest.json cannot be read as JSON"),
         ("cases/02_predictors.npz", "02_predictors.npz cannot be read as an .npz file"),
+        ("cases/02_predictors.json", "02_predictors.npz has no 02_predictors.json beside it"),
     ],
 )
 def test_a_damaged_recording_gives_status_2(
@@ -99,6 +100,14 @@ def test_a_damaged_recording_gives_status_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dynllava: error: ")
     assert says in error
+
+
+def test_a_recording_without_cases_does_not_pass(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (folder / "cases").iterdir():
+        if file.stem != "00_images":  # only inputs
+            file.unlink()
+    assert run(folder) == 2
+    assert "holds no case: no JSON file there describes an output" in capsys.readouterr().err
 
 
 def test_a_tower_that_stood_elsewhere_when_it_was_recorded(folder: Path) -> None:
