@@ -97,6 +97,33 @@ def test_policy_attention_follows_the_formula_and_ignores_padding(eps: float) ->
             np.testing.assert_allclose(out[sample, head, :count], wanted, atol=5e-6)
 
 
+def test_the_policys_gradients_are_those_of_the_formula_with_its_maximum() -> None:
+    """Central differences in float64; without the maximum's own gradient they would be off by about `eps`."""
+    query, key, value, cotangent = arrays(7, *[(1, 1, 5, 4)] * 4)
+    policy = np.array([1, 0, 1, 0, 1], np.float32)
+    key[0, 0, 1] = 2 * query[0, 0, 4]  # the last query likes a dropped key best
+    eps, step = 0.1, 1e-5
+
+    def ours(*inputs: jax.Array) -> jax.Array:
+        return jnp.sum(xla.policy_attention(*inputs, jnp.array([5]), eps=eps) * cotangent)
+
+    def by_formula(*inputs: np.ndarray) -> float:
+        query, key, value, policy = inputs
+        out = policy_by_formula(query[0, 0], key[0, 0], value[0, 0], policy[0], 5, eps)
+        return float(np.sum(out * cotangent[0, 0]))
+
+    inputs = [x.astype(np.float64) for x in (query, key, value, policy[None])]
+    gradients = jax.grad(ours, (0, 1, 2, 3))(*(jnp.asarray(x, jnp.float32) for x in inputs))
+    for number, gradient in enumerate(gradients):
+        wanted = np.zeros_like(inputs[number])
+        for place in np.ndindex(wanted.shape):
+            moved = [[x.copy() for x in inputs] for _ in range(2)]
+            moved[0][number][place] += step
+            moved[1][number][place] -= step
+            wanted[place] = (by_formula(*moved[0]) - by_formula(*moved[1])) / (2 * step)
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+
+
 def test_policy_of_ones_without_leak_is_causal_attention() -> None:
     query, key, value = (jnp.asarray(x) for x in arrays(4, (1, 2, 8, 8), (1, 2, 8, 8), (1, 2, 8, 8)))
     plain = xla.attention(query, key, value)

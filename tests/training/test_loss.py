@@ -113,6 +113,26 @@ def test_short_answers_are_kept_and_count_as_a_miss_of_nothing():
     assert verdict.miss[1] > 0
 
 
+def test_an_answer_of_just_the_wanted_length_is_sparsified():
+    config = tiny_config()
+    lengths = (LOSS.min_answer_tokens, LOSS.min_answer_tokens - 1)
+    batch = batch_of(config, [sample(config, seed, 12, length) for seed, length in enumerate(lengths)])
+    verdict = loss_of(tiny_model(config), batch).forward.decisions.output
+    assert verdict is not None
+    assert np.any(verdict.judged, axis=-1).tolist() == [True, False]
+
+
+def test_the_padding_token_in_a_text_teaches_its_embedding_nothing():
+    model = tiny_model()
+    batch = batch_of(model.config, [sample(model.config, 0, 12, 8)])
+    first = int(np.argmax(batch.kind[0] == Kind.LAST_INSTRUCTION))
+    pad_id, other = model.config.text_prep.pad_id, int(batch.tokens[0, first + 1])
+    batch = dataclasses.replace(batch, tokens=batch.tokens.at[0, first].set(pad_id))
+    gradient = nnx.grad(lambda model: loss_of(model, batch).total)(model).decoder.embedding[...]
+    assert np.any(gradient[other])
+    assert not np.any(gradient[pad_id])
+
+
 def test_zeroed_image_tokens_stay_visible_and_teach_the_predictor():
     config = tiny_config()
     config = dataclasses.replace(config, sparsity=dataclasses.replace(config.sparsity, output_selector=None))
