@@ -14,8 +14,12 @@ def flatten(model: nnx.Module) -> dict[str, Any]:
 
 
 def axes_of(model: nnx.Module, key: str) -> dict[str, tuple[str | None, ...]]:
-    """Every parameter's axis names, which its metadata holds under `key`."""
-    return {"/".join(map(str, path)): param.get_metadata()[key] for path, param in nnx.to_flat_state(nnx.state(model))}
+    """Every parameter's axis names, which its metadata holds under `key`; one without any has None for each dimension.
+
+    Those of an own selector may be made by Flax itself (`nnx.Param`, `nnx.Linear`), which knows no axis names.
+    """
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {"/".join(map(str, path)): param.get_metadata().get(key, (None,) * param.ndim) for path, param in flat}
 
 
 def unflatten(abstract: Model, values: Mapping[str, Any]) -> Model:

@@ -49,6 +49,22 @@ class Loud(nnx.Module):
         return jnp.linalg.norm(view.hidden, axis=-1) - self.limit
 
 
+class OfFlax(nnx.Module):
+    """Made of a module of Flax, whose parameters know no axis names; for images and for text."""
+
+    wants_attention = False
+
+    def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
+        self.linear = nnx.Linear(context.width, 2, rngs=rngs)
+
+    def logits(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows 2"]:
+        return self.linear(x)
+
+    def __call__(self, view: ImageView | TokenView) -> jax.Array:
+        logits = self.logits(view.hidden if isinstance(view, TokenView) else view.features)
+        return logits[..., 0] - logits[..., 1]
+
+
 class WrongShape(nnx.Module):
     wants_attention = False
 

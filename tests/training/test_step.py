@@ -14,10 +14,10 @@ from dynllava_jax.nn.flat import flatten, unflatten
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.testing import tiny_config, tiny_model
 from dynllava_jax.training.decisions import draw_noise
-from dynllava_jax.training.state import Parameters
-from dynllava_jax.training.step import Division
+from dynllava_jax.training.state import Parameters, begin
+from dynllava_jax.training.step import Division, Trainer
 from tests.training.batches import mixed, settings
-from tests.training.steps import Run, first_state, placed, run, trainer_of
+from tests.training.steps import TOTAL, Run, first_state, placed, run, trainer_of
 
 
 def on_one_device() -> Run:
@@ -71,6 +71,21 @@ def test_per_device_normalisation_is_the_mean_of_means():
         means.append(float(metrics["ce"]))
     assert found.rows[0]["ce"] == pytest.approx(np.mean(means), rel=1e-5)
     assert found.rows[0]["ce"] != pytest.approx(on_one_device().rows[0]["ce"], rel=1e-4)
+
+
+def test_a_selector_made_of_flaxs_own_modules_is_trained():
+    name = "tests.sparsify.own_selectors:OfFlax"
+    sparsity = dataclasses.replace(tiny_config().sparsity, image_selector=name, output_selector=name)
+    config = dataclasses.replace(tiny_config(), sparsity=sparsity)
+    frozen = OptimizerConfig(learning_rate=1e-2, freeze_decoder=True, freeze_projector=True, warmup_ratio=0.0)
+    training = settings(optimizer=frozen)
+    trainer = Trainer(config, training, make_mesh(training.mesh), TOTAL)
+    start = flatten(tiny_model(config))
+    state = begin(trainer.parameters, start, training.dtype, trainer.mesh)
+    before = {path: np.asarray(value) for path, value in state.params.items()}
+    assert set(before) == {f"{part}_predictor/linear/{x}" for part in ("image", "output") for x in ("bias", "kernel")}
+    state, _ = trainer.step(state, placed(mixed(config), trainer))
+    assert all(np.any(np.asarray(value) != before[path]) for path, value in state.params.items())
 
 
 @pytest.mark.slow
