@@ -39,6 +39,11 @@ def test_upper_bounds_carry_their_reason():
             assert "  # " in line, line
 
 
+@pytest.mark.parametrize("extra", ["train", "aot"])
+def test_commands_that_take_config_files_can_read_them(extra):
+    assert "ml_collections" in active(PROJECT["optional-dependencies"][extra], "3.11")
+
+
 def test_importing_the_package_is_light():
     program = (
         "import sys, dynllava_jax\n"
