@@ -104,8 +104,8 @@ def test_the_policys_gradients_are_those_of_the_formula_with_its_maximum() -> No
     key[0, 0, 1] = 2 * query[0, 0, 4]  # the last query likes a dropped key best
     eps, step = 0.1, 1e-5
 
-    def ours(*inputs: jax.Array) -> jax.Array:
-        return jnp.sum(xla.policy_attention(*inputs, jnp.array([5]), eps=eps) * cotangent)
+    def ours(query: jax.Array, key: jax.Array, value: jax.Array, policy: jax.Array) -> jax.Array:
+        return jnp.sum(xla.policy_attention(query, key, value, policy, jnp.array([5]), eps=eps) * cotangent)
 
     def by_formula(*inputs: np.ndarray) -> float:
         query, key, value, policy = inputs
