@@ -44,6 +44,17 @@ def test_commands_that_take_config_files_can_read_them(extra):
     assert "ml_collections" in active(PROJECT["optional-dependencies"][extra], "3.11")
 
 
+def test_a_source_distribution_has_what_the_documents_name():
+    """Without a word setuptools adds tests/test_*.py, which miss everything that they read."""
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    folders = [line.removeprefix("graft ") for line in lines if line.startswith("graft ")]
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    named = " ".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    for folder in ("configs", "docs", "launch", "notebooks", "tests", "tools", ".ci"):
+        assert f"{folder}/" in named or f"({folder})" in named
+        assert folder in folders
+
+
 def test_importing_the_package_is_light():
     program = (
         "import sys, dynllava_jax\n"
