@@ -18,6 +18,15 @@ def test_a_command_starts_without_a_word() -> None:
     assert done.stderr == ""
 
 
+def test_doctor_tells_the_versions_where_jax_has_no_device() -> None:
+    command = [sys.executable, "-m", "dynllava_jax.cli.main", "doctor"]
+    done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "nothing"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "devices  none" in done.stdout
+    assert "jaxlib  " in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("dynllava: error: JAX has no device: Unable to initialize backend")
+
+
 @pytest.mark.parametrize(
     ("installed", "chip", "named", "chosen"),
     [
