@@ -38,10 +38,13 @@ def forced(model, eviction: Eviction | None = None) -> tuple[np.ndarray, float |
     return np.asarray(logits), None if out.held is None else float(out.held[0])
 
 
-@pytest.mark.parametrize("output", ["learned", "random"])
-def test_deciding_once_is_what_the_cache_does(output: str) -> None:
-    sparsity = dataclasses.replace(tiny_config().sparsity, output_selector=output)
+@pytest.mark.parametrize(("output", "instruct"), [("learned", None), ("random", None), ("learned", "learned")])
+def test_deciding_once_is_what_the_cache_does(output: str, instruct: str | None) -> None:
+    sparsity = dataclasses.replace(tiny_config().sparsity, output_selector=output, instruct_selector=instruct)
     model = tiny_model(dataclasses.replace(tiny_config(), sparsity=sparsity))
+    if instruct is not None:
+        last = model.instruct_predictor.layers[-1]
+        last.bias[...] = jnp.array([-100.0, 100.0])  # drops whatever it may: the prompt's last token it may not
     keys = jax.random.split(jax.random.key(0), 1)
     plan = PrefillPlan(sparsity, 48, shallow_capacity=64, deep_capacity=64)
     opened = jax.jit(prefill, static_argnames="plan")(model, sample(0), keys, plan=plan)

@@ -19,6 +19,9 @@ def test_chrf() -> None:
     # Recall counts twice: what is missing costs more than what is too much.
     assert chrf("red car", "red car and dog") < chrf("red car and dog", "red car")
     assert chrf("re d ca r", "red car") == 1.0
+    # Six in a row are the longest that count; each length loses the one that ends in the wrong letter.
+    shares = [(8 - size) / (9 - size) for size in range(1, 7)]
+    assert chrf("abcdefgx", "abcdefgh") == pytest.approx(sum(shares) / 6)
 
 
 def test_objects_are_counted_as_often_as_they_are_there() -> None:
