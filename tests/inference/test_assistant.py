@@ -146,6 +146,12 @@ def test_a_stream_that_would_never_look_is_refused(assistant: Assistant, every: 
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_warmup_names_what_is_no_shape(assistant: Assistant) -> None:
+    with pytest.raises(dl.InputError, match="Each of warmup's shapes must be Shape"):
+        assistant.warmup([(4, 2)])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
