@@ -86,22 +86,25 @@ def fused(kernels: Products, layer: Layer, index: Any, ahead: int = 0) -> dict[s
 
 
 def truth(layer: Layer, index: int, found: dict[str, Any], ahead: int = 0) -> dict[str, np.ndarray]:
-    """In float64; what follows on something is made of what was found."""
+    """In float64, rounded where the kernels round; what follows on something is made of what was found."""
     x, scale, following, query, key, value, out, gate, up, down, cos, sin = (np.asarray(a, np.float64) for a in layer)
     wide = {name: np.asarray(each, np.float64) for name, each in found.items()}
     after = wide["attended"]
 
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return x.astype(layer.x.dtype).astype(np.float64)
+
     def normed(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPS) * scale
+        return rounded(x * scale) / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPS)
 
     def rotated(weight: np.ndarray) -> np.ndarray:
-        heads = (normed(x, scale[index]) @ weight[index]).reshape(len(x), -1, cos.shape[1])
+        heads = rounded(normed(x, scale[index]) @ weight[index]).reshape(len(x), -1, cos.shape[1])
         first, second = np.split(heads, 2, axis=-1)
         turned = np.concatenate([-second, first], axis=-1)
         return (heads * cos[:, None] + turned * sin[:, None]).reshape(len(x), -1)
 
     next_scale = following[min(index + ahead, len(following) - 1)]
-    opened, upper = (normed(after, next_scale) @ weight[index] for weight in (gate, up))
+    opened, upper = (rounded(normed(after, next_scale) @ weight[index]) for weight in (gate, up))
 
     def kept(one: np.ndarray) -> np.ndarray:
         return np.stack([one if at == index else np.ones_like(one) for at in range(len(scale))])
