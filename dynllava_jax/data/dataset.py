@@ -44,7 +44,7 @@ class Report(NamedTuple):
         truncated: how many of these are cut at `max_length`.
         without_image: left out because of `require_image`.
         failures: left out because they cannot be used.
-        unpacked: not counted above: bad already when their source was packed, so that its shards lack them.
+        not_packed: not counted above: bad already when their source was packed, so that its shards lack them.
     """
 
     samples: int
@@ -52,7 +52,7 @@ class Report(NamedTuple):
     truncated: int
     without_image: int
     failures: tuple[SampleError, ...]
-    unpacked: int = 0
+    not_packed: int = 0
 
     def __str__(self) -> str:
         reasons = collections.Counter(failure.reason for failure in self.failures)
@@ -61,7 +61,7 @@ class Report(NamedTuple):
         return (
             f"{self.used} of {self.samples} samples, {self.truncated} of them cut at data.max_length; "
             f"left out: {spelled or 'none'}"
-        ) + (f"; {self.unpacked} more were bad when they were packed" if self.unpacked else "")
+        ) + (f"; {self.not_packed} more were bad when they were packed" if self.not_packed else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,13 +131,19 @@ class Dataset:
 
 
 def open_dataset(
-    config: DataConfig, tokenizer: Tokenizer, template: Template, image_tokens: int, image: ImagePrep
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    image_tokens: int,
+    image: ImagePrep,
+    beside: Sequence[str] = (),
 ) -> Dataset:
     """Opens every source of `config`, measures its samples (or reads its index), and leaves out what must be.
 
     Args:
         config: sources, limits and filters.
         tokenizer, template, image_tokens, image: what the model asks for, see `Preparation`.
+        beside: sources that are opened apart, for which `config.adapter` may be meant.
 
     Raises:
         InputError: a source cannot be opened, a sample cannot be used (`on_error` "fail"), or too many cannot.
@@ -145,7 +151,7 @@ def open_dataset(
     if not config.sources:
         raise InputError("data.source names nothing to train on; give a LLaVA JSON file, shards or tfds:NAME.")
     preparation = Preparation(tokenizer, template, image_tokens, image, config.max_length, config.truncate)
-    sources = tuple(_open(config, *pair) for pair in zip(config.sources, config.image_folders, strict=True))
+    sources = tuple(_open(config, *pair, beside) for pair in zip(config.sources, config.image_folders, strict=True))
     return join(sources, preparation, config, [index_folder(spec, config.index) for spec in config.sources])
 
 
@@ -171,7 +177,7 @@ def join(
         truncated=int((uncut > lengths)[wanted].sum()),
         without_image=int(usable.sum() - wanted.sum()),
         failures=failures,
-        unpacked=sum(source.manifest.bad for source in sources if isinstance(source, ShardSource)),
+        not_packed=sum(source.manifest.bad for source in sources if isinstance(source, ShardSource)),
     )
     return Dataset(
         sources=tuple(sources),
@@ -197,12 +203,12 @@ def _check_failures(failures: tuple[SampleError, ...], samples: int, config: Dat
         )
 
 
-def _open(config: DataConfig, spec: str, images: str | None) -> Source:
+def _open(config: DataConfig, spec: str, images: str | None, beside: Sequence[str]) -> Source:
     """What is given once for all sources goes to those of its kind; where there is none, the source refuses it."""
     adapter = config.adapter
     if isinstance(config.images, str) and not _is_json(spec) and any(map(_is_json, config.sources)):
         images = None
-    if not spec.startswith("tfds:") and any(each.startswith("tfds:") for each in config.sources):
+    if not spec.startswith("tfds:") and any(each.startswith("tfds:") for each in (*config.sources, *beside)):
         adapter = None
     return open_source(spec, images or None, adapter)
 

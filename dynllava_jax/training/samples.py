@@ -53,7 +53,7 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
         InputError: a source cannot be opened, nothing is left, bad samples (see `data.dataset`).
     """
     others = (config.eval.source,) if config.eval.every and config.eval.source is not None else ()
-    dataset = _open(_adapted(config.data, others), subject)
+    dataset = _open(config.data, subject, others)
     held_out = None
     if config.eval.every:
         if config.eval.source is None:
@@ -62,7 +62,7 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
             given = dataclasses.replace(
                 config.data, source=config.eval.source, images=config.eval.images, weights=(), lengths=()
             )
-            held_out = _open(_adapted(given, config.data.sources), subject)
+            held_out = _open(given, subject, config.data.sources)
             if len(held_out) > config.eval.samples:
                 _, held_out = held_out.hold_out(config.eval.samples)
     plan = make_plan(
@@ -77,15 +77,9 @@ def training_samples(config: TrainConfig, subject: Subject) -> tuple[Samples, Sa
     return Samples(dataset, plan), None if held_out is None else _once(held_out, config, plan)
 
 
-def _adapted(data: DataConfig, others: Sequence[str]) -> DataConfig:
-    """Without the adapter, where only the `others` of a run's sources have a use for it."""
-    mine, theirs = (any(spec.startswith("tfds:") for spec in specs) for specs in (data.sources, others))
-    return dataclasses.replace(data, adapter=None) if theirs and not mine else data
-
-
-def _open(data: DataConfig, subject: Subject) -> Dataset:
+def _open(data: DataConfig, subject: Subject, beside: Sequence[str]) -> Dataset:
     model = subject.model
-    return open_dataset(data, subject.tokenizer, subject.template, model.image_tokens, model.image_prep)
+    return open_dataset(data, subject.tokenizer, subject.template, model.image_tokens, model.image_prep, beside)
 
 
 def _once(dataset: Dataset, config: TrainConfig, training: RunPlan) -> Samples:
