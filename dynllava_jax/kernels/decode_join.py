@@ -122,7 +122,9 @@ def score_scale(head_dim: int) -> float:
 
 
 def _itself(query: Float[Array, "B G R E"], key: Float[Array, "B G 1 E"], value: Float[Array, "B G 1 E"]) -> Partial:
-    """The token's own key: one score, whose exponential is 1."""
+    """The token's own key: one score."""
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
-    highest = exact(lambda left, right: jnp.sum(left * right, axis=-1), query, key, -1, -1)[:, :, None]
-    return Partial(jnp.broadcast_to(value, query.shape)[:, :, None], jnp.ones_like(highest), highest)
+    score = exact(lambda left, right: jnp.sum(left * right, axis=-1), query, key, -1, -1)
+    highest = score.rounded()
+    weight = jnp.exp(score.above(highest) * score_scale(query.shape[-1]))
+    return Partial(*(x[:, :, None] for x in (value * weight[..., None], weight, highest)))

@@ -118,12 +118,12 @@ def _kernel(
     def _():
         query, key = query_ref[...], key_ref[...]
         scale, over = score_scale(query.shape[-1]), 1 if across else 2
-        products = exact(lambda left, right: _products(left, right, over), query, key, 2, over)
-        held = step * tile + lax.broadcasted_iota(jnp.int32, products.shape, 2) < filled
-        products = jnp.where(held, products, NOTHING)
+        scores = exact(lambda left, right: _products(left, right, over), query, key, 2, over)
+        held = step * tile + lax.broadcasted_iota(jnp.int32, scores.leading.shape, 2) < filled
+        scores = scores.where(held, NOTHING)
         before = highest[...]
-        larger = jnp.maximum(before, jnp.max(products, axis=2, keepdims=True))
-        shrink, weights = jnp.exp((before - larger) * scale), jnp.exp((products - larger[:, :, :1]) * scale)
+        larger = jnp.maximum(before, jnp.max(scores.rounded(), axis=2, keepdims=True))
+        shrink, weights = jnp.exp((before - larger) * scale), jnp.exp(scores.above(larger[:, :, :1]) * scale)
         # The end of a tile may lie outside the cache, where anything may stand: 0 times infinity is no number.
         inside = step * tile + lax.broadcasted_iota(jnp.int32, value_ref.shape, 2 if across else 1) < filled
         value = jnp.where(inside, value_ref[...], 0)

@@ -49,9 +49,9 @@ def _read(
     if not interpret:
         tuning.gpu_blocks(target(), size, keys.dtype.itemsize)
     columns = fitting(size)
-    sizes = tuning.GPU_DECODE
+    sizes = tuning.GPU_DECODE[keys.dtype.itemsize]
     tile = min(sizes.keys, sizes.tile_bytes // (columns * keys.dtype.itemsize))
-    parts = _parts(batch * groups, pl.cdiv(keys.shape[3], tile))
+    parts = _parts(batch * groups, pl.cdiv(keys.shape[3], tile), sizes)
     return Partial(
         *triton_call(
             functools.partial(_read_kernel, rows=fitting(ratio), columns=columns, tile=tile, parts=parts, start=start),
@@ -107,9 +107,9 @@ def _read_kernel(
             functools.partial(load, ref, (layer, sample, group), position, held) for ref in (key_ref, value_ref)
         )
         key, value = keys(whole), values(whole)
-        products = jnp.where(held[None], row_products(query, key, asked, keys), NOTHING)
-        larger = jnp.maximum(highest, jnp.max(products, axis=1))
-        shrink, weights = jnp.exp2((highest - larger) * scale), jnp.exp2((products - larger[:, None]) * scale)
+        scores = row_products(query, key, asked, keys).where(held[None], NOTHING)
+        larger = jnp.maximum(highest, jnp.max(scores.rounded(), axis=1))
+        shrink, weights = jnp.exp2((highest - larger) * scale), jnp.exp2(scores.above(larger[:, None]) * scale)
         added = dot(weights.astype(value.dtype), value)
         return larger, total * shrink + jnp.sum(weights, axis=1), sums * shrink[:, None] + added
 
@@ -172,8 +172,8 @@ def _join_kernel(query_ref, key_ref, value_ref, *refs, columns):
                 pltriton.load(highest.at[sample, group, part, row], mask=real, other=NOTHING),
             )
         )
-    top = functools.reduce(jnp.maximum, [jnp.max(block.highest, keepdims=True) for block in blocks], own)
-    weight = jnp.exp((own - top) * scale)
+    top = functools.reduce(jnp.maximum, [jnp.max(block.highest, keepdims=True) for block in blocks], own.rounded())
+    weight = jnp.exp(own.above(top) * scale)
     total, joined = weight, load(value_ref, sample, group, 0) * weight[:, None]
     for block in blocks:
         weights = jnp.exp((block.highest - top) * scale)
@@ -183,9 +183,9 @@ def _join_kernel(query_ref, key_ref, value_ref, *refs, columns):
     pltriton.store(out_ref.at[sample, group, row, column], joined.astype(out_ref.dtype), mask=column < size)
 
 
-def _parts(heads: int, tiles: int) -> int:
+def _parts(heads: int, tiles: int, sizes: tuning.GpuDecode) -> int:
     """Programs that share the keys of one head of one sample."""
-    return max(1, min(tiles, tuning.GPU_DECODE.programs // heads, tuning.GPU_DECODE.parts))
+    return max(1, min(tiles, sizes.programs // heads, sizes.parts))
 
 
 def _share(filled, part, tile: int, parts: int):

@@ -183,17 +183,18 @@ def _forward(
     def step(diagonal: bool) -> None:
         value = value_ref[...]
         scores = exact(lambda left, right: _products(left, right, 1, 1), query_ref[...], key_ref[...], 1, 1)
-        queries, keys = _positions(scores.shape, row, column)
+        queries, keys = _positions(scores.leading.shape, row, column)
         seen = sight(policy_ref[...], queries, keys, hide=rule.hide, diagonal=diagonal)
-        scores = jnp.where(seen.visible, scores, LOWEST)
-        before, here = highest[...], jnp.max(scores, axis=1, keepdims=True)
+        scores = scores.where(seen.visible, LOWEST)
+        rounded = scores.rounded()
+        before, here = highest[...], jnp.max(rounded, axis=1, keepdims=True)
         larger = jnp.maximum(before, here)
         if rule.argmax:
-            first = jnp.min(jnp.where(scores == here, keys, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
+            first = jnp.min(jnp.where(rounded == here, keys, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
             argmax[...] = jnp.where(here > before, first, argmax[...])
         scale = base2_scale(rule.head_dim)
         shrink = jnp.exp2((before - larger) * scale)
-        weights = jnp.where(seen.visible, jnp.exp2((scores - larger[:, :1]) * scale), 0.0) * seen.weight
+        weights = jnp.where(seen.visible, jnp.exp2(scores.above(larger[:, :1]) * scale), 0.0) * seen.weight
         highest[...] = larger
         total[...] = total[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
         sums[...] = sums[...] * shrink[:, :1] + _products(weights.astype(value.dtype), value, 1, 0)
@@ -298,10 +299,10 @@ def _backward_queries(
 
 def _slopes(query, key, value, cotangent, refs, policy, row, column, rule, diagonal):
     scores = exact(lambda left, right: _products(left, right, 1, 1), query, key, 1, 1)
-    queries, keys = _positions(scores.shape, row, column)
+    queries, keys = _positions(scores.leading.shape, row, column)
     seen = sight(policy, queries, keys, hide=rule.hide, diagonal=diagonal)
     upright = Rows(*(jnp.expand_dims(ref[...][0], 1) for ref in refs))
-    shares = jnp.exp2((scores - upright.highest) * base2_scale(rule.head_dim)) * upright.inverse
+    shares = jnp.exp2(scores.above(upright.highest) * base2_scale(rule.head_dim)) * upright.inverse
     return slopes(shares, _products(cotangent, value, 1, 1), seen, upright, keys, hide=rule.hide)
 
 

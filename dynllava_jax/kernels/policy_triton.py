@@ -211,14 +211,14 @@ def _forward(
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
         seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, masked)
         if seen.visible is not None:
-            scores = jnp.where(seen.visible, scores, LOWEST)
-        here, first = _largest(scores, index * side, rule.argmax, quick)
+            scores = scores.where(seen.visible, LOWEST)
+        here, first = _largest(scores.rounded(), index * side, rule.argmax, quick)
         larger = jnp.maximum(highest, here)
         if rule.argmax:
             argmax = jnp.where(here > highest, first, argmax)
         shrink = jnp.exp2((highest - larger) * scale)
         top = jnp.where(larger > LOWEST / 2, larger, 0.0)[:, None]  # where nothing is seen yet, all weights are 0
-        weights = exp2(scores, scale, top * scale) if quick else jnp.exp2((scores - top) * scale)
+        weights = exp2(scores.rounded(), scale, top * scale) if quick else jnp.exp2(scores.above(top) * scale)
         weights = weights * seen.weight
         total = total * shrink + jnp.sum(weights, axis=1)
         sums = sums * shrink[:, None] + dot(weights.astype(value.dtype), value)
@@ -291,7 +291,9 @@ def _backward_keys(
         query, cotangent, queries = query_ref[at, :], cotangent_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(key, query, lambda part: key_ref[:, part], lambda part: query_ref[at, part])
         rows = Rows(*(ref[at][None] for ref in refs))
-        products = row_products(value, cotangent, lambda part: value_ref[:, part], lambda part: cotangent_ref[at, part])
+        products = row_products(
+            value, cotangent, lambda part: value_ref[:, part], lambda part: cotangent_ref[at, part]
+        ).rounded()
         seen = _seen(policy[:, None], queries[None], keys[:, None], rule.hide, masked)
         shares = _shares(scores, rows, rule, quick, exp2)
         found = slopes(shares, products, seen, rows, keys[:, None], hide=rule.hide)
@@ -339,7 +341,9 @@ def _backward_queries(
         at = pl.ds(index * side, side)
         key, value, keys = key_ref[at, :], value_ref[at, :], index * side + jnp.arange(side)
         scores = row_products(query, key, lambda part: query_ref[:, part], lambda part: key_ref[at, part])
-        products = row_products(cotangent, value, lambda part: cotangent_ref[:, part], lambda part: value_ref[at, part])
+        products = row_products(
+            cotangent, value, lambda part: cotangent_ref[:, part], lambda part: value_ref[at, part]
+        ).rounded()
         seen = _seen(policy_ref[at][None], queries[:, None], keys[None], rule.hide, masked)
         shares = _shares(scores, rows, rule, quick, exp2)
         found = slopes(shares, products, seen, rows._replace(argmax=None), keys[None], hide=rule.hide)
@@ -361,5 +365,5 @@ def _shares(scores, rows, rule, quick, exp2):
     """What each value's share of its row's output would be with a policy of 1, seen or not."""
     scale = base2_scale(rule.head_dim)
     if quick:
-        return exp2(scores, scale, rows.highest)
-    return jnp.exp2((scores - rows.highest) * scale) * rows.inverse
+        return exp2(scores.rounded(), scale, rows.highest)
+    return jnp.exp2(scores.above(rows.highest) * scale) * rows.inverse

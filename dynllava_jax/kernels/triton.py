@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from dynllava_jax.kernels import tuning
-from dynllava_jax.kernels.exact import exact
+from dynllava_jax.kernels.exact import Sums, exact
 
 _SMALLEST = 16
 """Rows and columns that a tensor core's product needs."""
@@ -80,7 +80,7 @@ def cells(row: Any, column: Any) -> tuple[Any, Any]:
     return jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)
 
 
-def row_products(left: Any, right: Any, left_part: Callable[[Any], Any], right_part: Callable[[Any], Any]) -> Any:
+def row_products(left: Any, right: Any, left_part: Callable[[Any], Any], right_part: Callable[[Any], Any]) -> Sums:
     """Products of the rows of two tiles, in float32; of float32 numbers exact ones (see `exact`).
 
     Those take too many registers for whole rows: some columns at a time are read once more.
@@ -90,11 +90,11 @@ def row_products(left: Any, right: Any, left_part: Callable[[Any], Any], right_p
         left_part, right_part: read their columns `pl.ds(start, size)`.
     """
     if left.dtype != jnp.float32:
-        return dot(left, right.T)
+        return Sums(dot(left, right.T), None)
     size = min(left.shape[1], tuning.GPU_EXACT_COLUMNS)
 
-    def part(index: Any) -> Any:
+    def part(index: Any) -> Sums:
         at = pl.ds(index * size, size)
         return exact(lambda one, other: dot(one, other.T), left_part(at), right_part(at), 1, 1)
 
-    return lax.fori_loop(1, left.shape[1] // size, lambda index, found: found + part(index), part(0))
+    return lax.fori_loop(1, left.shape[1] // size, lambda index, found: found.plus(part(index)), part(0))

@@ -41,21 +41,19 @@ class GpuBlocks:
 
 
 # (GPU, bytes of a number, head dimension up to): shared memory of one block is 163 KiB on an A100, 227 KiB on an H100.
-# Exact products of float32 numbers take no tensor cores but many registers: larger tiles of them spill, in the backward
-# pass with heads of 128 all that are larger than the 16 x 16 that stand here. In bfloat16 a backward tile of 64 x 64
-# with heads of 128 compiles for an A100 with jax 0.10.2, and spills with 0.12.0.1.
-_SMALL = GpuBlocks(Walk(64, 16, 8, 2), Walk(16, 16, 4, 2), Walk(16, 16, 4, 2))
+# Exact products of float32 numbers take no tensor cores but many registers: smaller tiles of them may spill as well as
+# larger ones, and these spill for no head dimension, with jax 0.10.2, 0.11.2 and 0.12.0.1. In bfloat16 a backward tile
+# of 64 x 64 with heads of 128 compiles for an A100 with jax 0.10.2, and spills with 0.12.0.1.
+_FLOAT32 = GpuBlocks(Walk(64, 16, 8, 2), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2))
 _GPU = {
     ("A100", 2, 64): GpuBlocks(Walk(128, 64, 8, 3), Walk(64, 64, 8, 2), Walk(64, 64, 8, 2)),
     ("A100", 2, 128): GpuBlocks(Walk(128, 32, 8, 3), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
-    ("A100", 4, 64): GpuBlocks(Walk(64, 16, 8, 2), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
-    ("A100", 4, 128): _SMALL,
+    ("A100", 4, 128): _FLOAT32,
     ("H100", 2, 64): GpuBlocks(Walk(128, 64, 8, 2), Walk(64, 64, 8, 2), Walk(64, 64, 8, 2)),
     # Measured: the fastest that spill nothing. With 4 warps two programs share a core, and one multiplies while the
     # other one takes exponentials.
     ("H100", 2, 128): GpuBlocks(Walk(64, 64, 4, 3), Walk(64, 32, 4, 3), Walk(64, 64, 4, 2)),
-    ("H100", 4, 64): GpuBlocks(Walk(64, 16, 8, 2), Walk(32, 32, 8, 2), Walk(32, 32, 8, 2)),
-    ("H100", 4, 128): _SMALL,
+    ("H100", 4, 128): _FLOAT32,
 }
 GPU_EXACT_COLUMNS = 32
 """Columns of float32 rows that are multiplied at a time: with whole rows of 64 or 128 the products spill."""
@@ -93,8 +91,11 @@ class GpuDecode:
     stages: int
 
 
-GPU_DECODE = GpuDecode(16384, 128, 512, 64, 4, 3)
-"""Compiled for A100 and H100, measured on an H200: 32 KiB and three stages are 1 % faster, and too much for an A100."""
+GPU_DECODE = {2: GpuDecode(16384, 128, 512, 64, 4, 3), 4: GpuDecode(16384, 128, 512, 64, 8, 3)}
+"""Bytes of a number -> how. Compiled for A100 and H100; with 4 warps float32 spills on an H100.
+
+Bfloat16 was measured on an H200: 32 KiB and three stages are 1 % faster, and too much for an A100.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
