@@ -49,5 +49,5 @@ while read -r name config changes; do
   [[ -n $name ]] || continue
   [[ $# -eq 0 || " $* " == *" $name "* ]] || continue
   read -ra changed <<<"$changes"
-  train "$name" "$config" "$work/models/base_whole" "$work/${EPOCH:-epoch}" "${changed[@]}" </dev/null
+  train "$name" "$config" "$work/models/base_whole" "$work/${EPOCH:-epoch}" ${changed[@]+"${changed[@]}"} </dev/null
 done <<<"$trainings"

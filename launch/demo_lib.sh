@@ -27,6 +27,6 @@ train() {
   read -ra more <<<"${TRAIN_OPTIONS:-}"
   dynllava train --config="configs/demo/$config.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
     --config.data.source="$from/train.json" --config.data.images="$from" \
-    --config.global_batch_size="${BATCH:-16}" "${more[@]}" "$@"
+    --config.global_batch_size="${BATCH:-16}" ${more[@]+"${more[@]}"} "$@"
   merge "$name" "$name"
 }

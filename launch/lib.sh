@@ -6,6 +6,11 @@
 #   MAX_RESTARTS  how often a run is started again at most, a whole number, over all reasons (20)
 #   PAUSE         whole seconds before it is (30)
 
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then # such as a Mac's own, which cannot read what follows
+  echo "dynllava: error: ${0##*/} needs bash 4.4 or later, not $BASH_VERSION; a Mac gets it by brew install bash" >&2
+  exit 2
+fi
+
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 PAUSE=${PAUSE:-30}
 UNFINISHED=75 # `dynllava train` was told to stop and has saved, or lost another process

@@ -63,4 +63,4 @@ def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
 
 
 def _plain(text: str) -> str:
-    return text.strip().rstrip(".").lower()
+    return text.strip().rstrip(".").rstrip().lower()

@@ -38,6 +38,7 @@ def test_blind_questions_are_the_same_with_other_pictures_of_the_same_kind() -> 
 
 def test_exact_match() -> None:
     assert exact(" Top left.", "top left")
+    assert exact("Top left .", "top left")
     assert not exact("top", "top left")
 
 
