@@ -24,6 +24,7 @@ merge() {
 train() {
   local name=$1 config=$2 start=$3 from=$4 more
   shift 4
+  # Before bash 4.4, such as a Mac's, an empty array counts as not set: hence ${NAME[@]+...}.
   read -ra more <<<"${TRAIN_OPTIONS:-}"
   dynllava train --config="configs/demo/$config.py" --workdir="$work/$name" --config.init.checkpoint="$start" \
     --config.data.source="$from/train.json" --config.data.images="$from" \
