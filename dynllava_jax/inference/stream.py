@@ -65,6 +65,8 @@ class Stream(Iterator[str]):
         while not self._over:
             try:
                 with self._lock:
+                    if self._over:  # cancelled while it waited: a further turn may have begun by now
+                        break
                     if self._run is None:
                         self._run = self._open()
                     elif not self._run.finished:

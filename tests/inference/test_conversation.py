@@ -1,6 +1,8 @@
 """Several turns on one cache."""
 
 import dataclasses
+import threading
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,47 @@ def test_an_open_turn_must_end_first_and_a_cancelled_one_counts(assistant: Assis
         chat.ask(SECOND)
     stream.cancel()
     assert chat.ask(SECOND, max_new_tokens=3).token_ids
+
+
+class Announced:
+    """A lock that says when somebody comes for it."""
+
+    def __init__(self, lock: threading.RLock):
+        self._lock, self.wanted = lock, threading.Event()
+
+    def __enter__(self) -> None:
+        self.wanted.set()
+        self._lock.acquire()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.release()
+
+
+def test_a_stream_cancelled_while_it_waits_draws_nothing_more(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next turn has begun by then, from what had been drawn when the last one was cancelled."""
+    ends = []
+    for waits in (False, True):
+        chat = assistant.chat(synthetic_image(1))
+        first = chat.stream(FIRST, max_new_tokens=8, every=1)
+        next(first)
+        reader = threading.Thread(target=list, args=(first,))
+        with assistant.lock:
+            if waits:
+                announced = Announced(assistant.lock)
+                monkeypatch.setattr(first, "_lock", announced)
+                reader.start()
+                announced.wanted.wait()
+            first.cancel()
+            second = chat.stream(SECOND, max_new_tokens=5)
+        if waits:
+            reader.join()
+        list(second)
+        assert first.answer is not None
+        assert second.answer is not None
+        ends.append([(turn.token_ids, turn.cache_tokens) for turn in (first.answer, second.answer)])
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(("turns", "program"), [(0, "_prefill"), (0, "_segment"), (1, "_extend"), (1, "_segment")])
