@@ -16,6 +16,7 @@ from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.nn.jax_settings import random_key
 
 ShardingRule = Callable[[DynamicLlava], Any]
 """An abstract model -> the same tree with a sharding, or a `Format`, in place of every parameter."""
@@ -95,7 +96,7 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
     names = {target.path for target in wanted}
 
     def initial() -> dict[str, jax.Array]:
-        flat = _by_path(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config))
+        flat = _by_path(DynamicLlava(nnx.Rngs(params=random_key(seed)), config))
         return {name: flat[name] for name in sorted(names)}
 
     return jax.jit(initial)()

@@ -58,7 +58,7 @@ def forced(
         chunk = samples[first : first + _ROWS]
         pixels = [[preprocess(question.picture, config.image_prep)] for question in questions[first : first + _ROWS]]
         batch = make_batch(chunk, pixels, length=length, slots=1, rows=_ROWS)
-        keys = jax.random.split(jax.random.key(first), _ROWS)
+        keys = jax.random.split(jax.random.key(first, impl="threefry2x32"), _ROWS)  # as in generation
         found = jax.device_get(look(params, assistant.engine.place(batch), assistant.engine.place(keys)))
         rows += [{name: float(values[row]) for name, values in found.items()} for row in range(len(chunk))]
     return rows

@@ -31,6 +31,7 @@ from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.fused import check_fused
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
+from dynllava_jax.nn.jax_settings import check_jax_settings, random_key
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, batch_parts
 from dynllava_jax.sharding.xla_options import xla_options
 
@@ -84,7 +85,7 @@ class Engine:
 
     Raises:
         InputError: fused products that there are not, that do not serve the model, its device or so many rows, or with
-            a mesh.
+            a mesh; JAX is set to what is not supported.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Engine:
         collect_logits: bool = False,
         products: str | None = None,
     ):
+        check_jax_settings()
         self.config = model.config
         self.buckets = buckets.within(model.config.decoder.context)
         self.mesh = mesh
@@ -344,7 +346,7 @@ def _opened(out: PrefillOutput) -> Opened:
 
 
 def _draws(asked: Asked) -> Draws:
-    return Draws(asked.temperature, asked.k, asked.p, jax.vmap(jax.random.key)(asked.seed))
+    return Draws(asked.temperature, asked.k, asked.p, jax.vmap(random_key)(asked.seed))
 
 
 def _where(params: Any) -> OneDevice | None:

@@ -31,6 +31,7 @@ from dynllava_jax.inference.layouts import placement
 from dynllava_jax.inference.memory import check_fits
 from dynllava_jax.kernels import api
 from dynllava_jax.kernels.products import fused_products
+from dynllava_jax.nn.jax_settings import check_jax_settings
 from dynllava_jax.sharding.mesh import make_mesh
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def load(
             configured (`JAX_COMPILATION_CACHE_DIR`).
 
     Raises:
-        InputError: no checkpoint there, a damaged one, too little memory, an unknown option.
+        InputError: no checkpoint there, a damaged one, too little memory, an unknown option, also one of JAX that is
+            not supported.
     """
     wanted = {
         "model": (model, str | os.PathLike),
@@ -91,6 +93,7 @@ def load(
     }
     for name, (value, hint) in wanted.items():
         check_type(value, hint, name)
+    check_jax_settings()
     for name in (attention,) if isinstance(attention, str) else attention or ():
         api.check_name(name)
     fused_products(products)  # a name that there is not

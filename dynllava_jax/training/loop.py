@@ -16,6 +16,7 @@ from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.errors import InputError
+from dynllava_jax.nn.jax_settings import check_jax_settings
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.training import describe, health, processes
 from dynllava_jax.training.checkpoint import TrainingCheckpoints
@@ -92,8 +93,9 @@ def prepare(config: TrainConfig) -> Run:
     """Settles model, mesh, data and plan; nothing is loaded onto a device.
 
     Raises:
-        InputError: whatever of the config does not fit together, the devices, or the data.
+        InputError: whatever of the config does not fit together, the devices, JAX's settings, or the data.
     """
+    check_jax_settings()
     check_packages(config.log)
     subject = settle(config)
     mesh = make_mesh(config.mesh)

@@ -15,6 +15,7 @@ from dynllava_jax.config.training import OptimizerConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.nn.flat import axes_of, flatten
+from dynllava_jax.nn.jax_settings import random_key
 from dynllava_jax.nn.param import AXES
 from dynllava_jax.sharding.specs import param_shardings, replicated
 from dynllava_jax.training.optimizer import Adam, start
@@ -83,7 +84,7 @@ def fresh(
     wanted = parameters.axes if only is None else only
 
     def make() -> dict[str, Array]:
-        made = flatten(DynamicLlava(nnx.Rngs(params=jax.random.key(seed)), config, optimizer.lora))
+        made = flatten(DynamicLlava(nnx.Rngs(params=random_key(seed)), config, optimizer.lora))
         return {path: made[path] for path in wanted}
 
     return jax.jit(make, out_shardings={path: parameters.shardings[path] for path in wanted})()

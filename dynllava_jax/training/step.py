@@ -20,6 +20,7 @@ from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import constraints
 from dynllava_jax.nn.flat import unflatten
+from dynllava_jax.nn.jax_settings import check_jax_settings, random_key
 from dynllava_jax.sharding.specs import activation_constraint, batch_parts, replicated
 from dynllava_jax.sharding.xla_options import xla_options
 from dynllava_jax.training.cross_entropy import supervised
@@ -70,9 +71,13 @@ class Trainer:
         config: the run's.
         mesh: devices.
         total: optimizer steps of the whole run, which the schedules follow.
+
+    Raises:
+        InputError: the batch does not divide, no such attention, JAX is set to what is not supported.
     """
 
     def __init__(self, model: ModelConfig, config: TrainConfig, mesh: Mesh, total: int):
+        check_jax_settings()
         self.config = config
         self.model_config = model
         self.mesh = mesh
@@ -209,7 +214,7 @@ class Trainer:
 
     def _keys(self, step: Int[Array, ""], rows: int) -> Key[Array, " B"]:
         """One key per sample from its place in the global batch: meshes and micro-batches have no say."""
-        root = jax.random.fold_in(jax.random.key(self.config.seed), step)
+        root = jax.random.fold_in(random_key(self.config.seed), step)
         return jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(rows))
 
     def _shares(self, batch: Batch) -> Shares:

@@ -36,6 +36,7 @@ from dynllava_jax.kernels import api
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.probe import EVERYTHING
 from dynllava_jax.nn.flat import flatten
+from dynllava_jax.nn.jax_settings import check_jax_settings
 from dynllava_jax.sparsify.policy import KeepPolicy, Threshold
 from dynllava_jax.verify.cases import Case, Recording
 
@@ -63,8 +64,9 @@ class Subject:
         """Converts the recording's PyTorch checkpoint and loads the result.
 
         Raises:
-            InputError: whatever the converter and the loader refuse.
+            InputError: whatever the converter and the loader refuse, and JAX's settings.
         """
+        check_jax_settings()
         with tempfile.TemporaryDirectory(prefix="dynllava-verify-") as scratch:
             path = Path(scratch) / "model"
             convert(recording.checkpoint, path, vision_tower=recording.vision_tower)
