@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dynllava_jax
 from dynllava_jax.cli.chips import choose_platform
+from dynllava_jax.cli.cpu_threads import give_cpu_threads
 from dynllava_jax.cli.failure import is_expected, report
 from dynllava_jax.cli.gpu_memory import take_gpu_memory
 from dynllava_jax.errors import InputError
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
     choose_platform()
     take_gpu_memory()
+    give_cpu_threads()
     try:
         args = _parse(argv)
         _log_to_stderr(debug)
