@@ -3,10 +3,8 @@
 Axis legend: R rows of a global batch that this host holds.
 """
 
-import multiprocessing
-import os
 import re
-import threading
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from dynllava_jax.data.dataset import Dataset
 from dynllava_jax.data.plan import FILLER, RunPlan
 from dynllava_jax.data.records import SampleError
 from dynllava_jax.data.spans import Sample
+from dynllava_jax.data.workers import end_with_parent
 from dynllava_jax.errors import CheckError, InputError
 
 _FIRST_ROWS = 1000
@@ -182,13 +181,10 @@ def _batches(assemble: _Assemble, start: int, stop: int, workers: int) -> Iterat
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """A worker takes no accelerator from the process that trains, and ends with it however that ends."""
+    """A worker takes no accelerator from the process that trains, and ends with it however that ends.
+
+    Ctrl-C, which a terminal sends to all, is for that process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()

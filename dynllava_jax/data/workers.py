@@ -2,8 +2,12 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -33,20 +37,52 @@ def in_order(work: Callable[[int], T], numbers: range, workers: int) -> Iterator
         workers, multiprocessing.get_context("spawn"), initializer=_take, initargs=(work,)
     )
     chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
+    waiting: collections.deque[concurrent.futures.Future[list[T]]] = collections.deque()
+
+    def begin(count: int) -> None:
+        with _interrupts_blocked():
+            waiting.extend(pool.submit(_run, chunk) for chunk in itertools.islice(chunks, count))
+
     try:
-        waiting = collections.deque(pool.submit(_run, chunk) for chunk in itertools.islice(chunks, _AHEAD * workers))
+        begin(_AHEAD * workers)
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_run, chunk) for chunk in itertools.islice(chunks, 1))
+            begin(1)
     except concurrent.futures.process.BrokenProcessPool:
         raise CheckError("A worker process was killed, mostly for want of memory; use fewer workers.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def end_with_parent() -> None:
+    """Called in a worker process, ends it when its parent ends, however that does: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, which a terminal sends to all: they would each complain of it.
+
+    This process gets it when the block ends, and ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _take(work: Callable[[int], Any]) -> None:
     global _work
     _work = work
+    end_with_parent()
 
 
 def _run(numbers: range) -> list[Any]:
