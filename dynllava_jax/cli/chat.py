@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     Someone at a terminal may put a refused question in other words; from a pipe it ends the chat.
     """
+    if sys.stdin is None:
+        raise InputError("stdin is closed; chat reads its questions from it.")
     draw = sampler(args.temperature, args.top_p, args.top_k)
     assistant = load_model(args)
     chat = assistant.chat([image_source(image) for image in args.image or ()], dense=args.dense)

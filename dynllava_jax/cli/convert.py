@@ -7,7 +7,7 @@ from typing import Any
 
 from dynllava_jax.checkpoint.load import ShardingRule
 from dynllava_jax.cli import verify_logits
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, check_name, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
@@ -79,6 +79,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    check_name("DST", args.dst)
     sharding = None if args.mesh is None else _sharding(args.mesh)
     if args.verify_logits:
         verify_logits.prepare(args)
@@ -145,6 +146,7 @@ def run_make_random(args: argparse.Namespace) -> int:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    check_name("DST", str(args.dst))
     with Progress("merging", " values", scaled=True) as progress:
         report = merge.merge(args.src, args.dst, dtype=args.dtype, on_start=progress.start, on_part=progress.advance)
     return _tell(args, report, _merge_text(report))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, check_name, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
 
@@ -55,6 +55,7 @@ def run_pack(args: argparse.Namespace) -> int:
     from dynllava_jax.data.pack import describe, pack
     from dynllava_jax.data.source import open_source
 
+    check_name("DST", args.dst)
     source = open_source(args.src, args.images, args.adapter)
     with Progress("packing", "sample") as progress:
         made = pack(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynllava_jax.cli.model_options import add_model_options, load_model
-from dynllava_jax.cli.output import add_json, make_folder, write_json
+from dynllava_jax.cli.output import add_json, make_folder, write_file, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
 
@@ -84,6 +84,8 @@ def _run_all(args: argparse.Namespace) -> int:
     _check_all(args)
     new_figure(1.0, 1.0)  # matplotlib is missed now, not after hours
     make_folder("--out", args.out.parent)
+    if args.out.is_dir():
+        raise InputError(f"--out {args.out} cannot be written: it is a folder.")
     place = Place(args.models, args.rows or args.models / "rows", args.dtype, args.device)
     with Progress("evidence", "row") as progress:
         progress.start(len(VISION) + len(LANGUAGE) + len(ABLATIONS))
@@ -92,7 +94,7 @@ def _run_all(args: argparse.Namespace) -> int:
         )
     figures = write_figures(evidence, place, args.out.parent / args.out.stem)
     command = f"dynllava eval demo --all --questions {args.questions} --descriptions {args.descriptions}"
-    args.out.write_text(page(evidence, command, figures), encoding="utf-8")
+    write_file("--out", args.out, page(evidence, command, figures).encode())
     ran = sum(row.missing is None for _, row in every_row(evidence))
     print(f"{args.out}: {ran} rows, {sum(1 for _ in every_row(evidence)) - ran} not run")
     return 0

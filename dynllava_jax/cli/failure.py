@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 
+from dynllava_jax.cli.streams import silence
 from dynllava_jax.errors import CheckError, InputError, InterruptedRunError
 
 _STATUS = {InputError: 2, CheckError: 1, InterruptedRunError: os.EX_TEMPFAIL}
@@ -27,5 +28,8 @@ def report(error: Exception, debug: bool = False) -> tuple[int, str]:
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     if debug:
         traceback.print_exception(error)
-    print(f"dynllava: error: {message}", file=sys.stderr, flush=True)
+    try:
+        print(f"dynllava: error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # a log on a full disk: the status says it alone
+        silence(sys.stderr)
     return status, message

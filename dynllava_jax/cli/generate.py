@@ -121,7 +121,7 @@ def _batch(args: argparse.Namespace) -> int:
 
 def _read_batch(args: argparse.Namespace) -> list[Any]:
     try:
-        lines = args.batch.read_text(encoding="utf-8").split("\n")  # a JSON string may hold other line separators
+        lines = args.batch.read_text(encoding="utf-8-sig").split("\n")  # a JSON string may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--batch {args.batch} cannot be read: {error}") from error
     requests: list[Any] = []
@@ -144,7 +144,7 @@ def _request(line: str, args: argparse.Namespace) -> Any:
 
     try:
         asked = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"is no JSON: {error}.") from error
     if not isinstance(asked, Mapping) or not isinstance(asked.get("question"), str):
         raise InputError("needs an object with a question.")

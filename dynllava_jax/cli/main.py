@@ -1,7 +1,7 @@
 """`dynllava`: one small file per command, and one place where errors become an exit status.
 
 0 done, 1 a check failed, 2 bad input (one line that names the file, field or key), 75 what has begun is saved and goes
-on with the same command, 130 interrupted.
+on with the same command, 130 interrupted, 141 nobody reads stderr any more.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from dynllava_jax.cli.chips import choose_platform
 from dynllava_jax.cli.cpu_threads import give_cpu_threads
 from dynllava_jax.cli.failure import is_expected, report
 from dynllava_jax.cli.gpu_memory import take_gpu_memory
+from dynllava_jax.cli.streams import status_without_reader, write_any_character, written_out
 from dynllava_jax.errors import InputError
 
 COMMANDS = {
@@ -47,27 +48,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    os.environ.setdefault(_COMPILE_CACHE, str(Path.home() / ".cache" / "dynllava_jax" / "programs"))
+    os.environ.setdefault(_COMPILE_CACHE, _programs_folder())
     choose_platform()
     take_gpu_memory()
     give_cpu_threads()
+    write_any_character()
     try:
-        args = _parse(argv)
-        _log_to_stderr(debug)
-        logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
-        args.command_line = [*argv, *(["--debug"] if debug else [])]
-        return args.run(args)
+        with written_out():
+            args = _parse(argv)
+            _log_to_stderr(debug)
+            logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
+            args.command_line = [*argv, *(["--debug"] if debug else [])]
+            return args.run(args)
     except KeyboardInterrupt:
         print("dynllava: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has had enough; the interpreter must not complain about it when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and (status := status_without_reader()) is not None:
+            return status
         if debug and not is_expected(error):
             raise
         return report(error, debug)[0]
+
+
+def _programs_folder() -> str:
+    try:
+        return str(Path.home() / ".cache" / "dynllava_jax" / "programs")
+    except RuntimeError:  # no HOME, and a user whom the system does not know, as in some containers
+        return ""
 
 
 def _log_to_stderr(debug: bool) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def make_folder(option: str, folder: Path) -> None:
         raise InputError(f"{option} {folder} cannot be written: {error.strerror}.") from error
 
 
+def check_name(option: str, name: str) -> None:
+    """Refuses what Orbax and ArrayRecord have no words for: a name whose bytes Python could not decode."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{option} {name!r} has bytes that are no {sys.getfilesystemencoding()}; give another name, or say "
+            "LC_ALL=C.UTF-8 where it is UTF-8."
+        ) from None
+
+
 def check_file(option: str, file: Path, endings: Sequence[str]) -> None:
     """Refuses a file that cannot be written, or whose name ends in no format that is known, before any work."""
     if file.suffix.lower() not in endings:
@@ -43,11 +55,37 @@ def check_file(option: str, file: Path, endings: Sequence[str]) -> None:
 
 def write_json(where: str, records: Iterable[Any]) -> None:
     """One JSON value a line, on stdout for "-", else into the file."""
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
     if where == "-":
-        print("\n".join(lines))
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print("\n".join(_line(record, encoding) for record in records))
         return
+    write_file("--json", Path(where), "".join(f"{_line(record, 'utf-8')}\n" for record in records).encode())
+
+
+def write_file(option: str, file: Path, content: bytes) -> None:
+    """Writes all of it: where the disk is full, nothing is left that could be taken for whole.
+
+    Raises:
+        InputError: it cannot be written; `option` named it.
+    """
     try:
-        Path(where).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        opened = file.open("wb")
+        try:
+            with opened:
+                opened.write(content)
+        except OSError:
+            if file.is_file():
+                file.unlink()
+            raise
     except OSError as error:
-        raise InputError(f"--json {where} cannot be written: {error.strerror}.") from error
+        raise InputError(f"{option} {file} cannot be written: {error.strerror}.") from error
+
+
+def _line(record: Any, encoding: str) -> str:
+    """As it is read best; in JSON's own escapes where the encoding lacks a character, such as half of one in a path."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(record)
+    return line

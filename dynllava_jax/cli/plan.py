@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, write_file, write_json
 from dynllava_jax.errors import InputError
 
 _EXCLUDES = {
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     reports = list(ask(request, _tell))
     if args.picture is not None:
-        Path(args.picture).write_text(table.picture(reports), encoding="utf-8")
+        write_file("--picture", Path(args.picture), table.picture(reports).encode())
     if args.json is not None:
         write_json(args.json, reports)
     if args.json != "-":

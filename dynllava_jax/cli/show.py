@@ -1,12 +1,13 @@
 """`dynllava show`: pictures of what the model keeps, and of a training run."""
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.generate import asked, warn_of_foreign
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
-from dynllava_jax.cli.output import check_file
+from dynllava_jax.cli.output import check_file, write_file
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -37,6 +38,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run_kept(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    from PIL import Image
+
     from dynllava_jax.viz.overlay import draw_kept
 
     check_file("--out", args.out, _PICTURES)
@@ -48,7 +51,9 @@ def run_kept(args: argparse.Namespace) -> int:
     explanation = assistant.explain(
         images, question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed, dense=args.dense
     )
-    draw_kept(explanation, question).save(args.out)
+    content = io.BytesIO()
+    draw_kept(explanation, question).save(content, Image.registered_extensions()[args.out.suffix.lower()])
+    write_file("--out", args.out, content.getvalue())
     print(args.out)
     return 0
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from dynllava_jax.cli.failure import report
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, check_name, write_json
 from dynllava_jax.errors import InputError
 from dynllava_jax.training.guard import guard, is_guarded
 
@@ -77,6 +77,7 @@ def _run(args: argparse.Namespace, began: float) -> int:
         return 0
     if not args.workdir:
         raise InputError("--workdir is missing or empty: name the folder for checkpoints and metrics.")
+    check_name("--workdir", args.workdir)
     options = Options(args.workdir, args.resume == "force", args.restore, _window(args.profile), began)
     result = train(config, options)
     if args.json is not None:

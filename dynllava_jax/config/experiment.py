@@ -52,21 +52,21 @@ def _run_file(path: str) -> dict[str, Any]:
     from etils import epath
 
     try:
-        source = epath.Path(path).read_text()
+        source = epath.Path(path).read_text().removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError, ImportError) as error:
         raise InputError(f"The config {path} cannot be read: {error}.") from None
     scope: dict[str, Any] = {"__name__": "dynllava_config", "__file__": path}
     try:
         exec(compile(source, path, "exec"), scope)
         config = scope["get_config"]() if callable(scope.get("get_config")) else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"The config {path} fails{_line(error, path)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"The config {path} must define get_config() that returns an ml_collections.ConfigDict.")
     return config.to_dict()
 
 
-def _line(error: Exception, path: str) -> str:
+def _line(error: BaseException, path: str) -> str:
     """Where in the file it went wrong."""
     if isinstance(error, SyntaxError):
         return f" in line {error.lineno}"

@@ -21,6 +21,6 @@ def check(folder: AnyPath, nbytes: int) -> None:
     free = shutil.disk_usage(place).free
     if nbytes + _SPARE > free + there:
         raise InputError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but {nbytes / 1e9:.1f} GB are to be written; free some or "
-            "give another DST."
+            f"{folder.parent} has {free / 1e9:.3g} GB free, but {(nbytes + _SPARE - there) / 1e9:.3g} GB are to be "
+            "written; free some or give another DST."
         )

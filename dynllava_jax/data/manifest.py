@@ -69,13 +69,14 @@ class Manifest:
             "samples": self.samples,
             "pictures": self.pictures,
         } | dataclasses.asdict(self)
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        # Half a character, as of a path whose bytes are no UTF-8, is written as JSON's own escape.
+        data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         if is_remote(file):
-            file.write_text(text)  # an object of a bucket appears when it is complete
+            file.write_bytes(data)  # an object of a bucket appears when it is complete
             return
         scratch = f"{file}.tmp"
-        with open(scratch, "w", encoding="utf-8") as opened:
-            opened.write(text)
+        with open(scratch, "wb") as opened:
+            opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(scratch, file)

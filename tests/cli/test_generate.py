@@ -75,17 +75,20 @@ def test_batch_answers_in_order_and_names_the_bad_line(
         {"question": "Lines\u2028apart?", "max_new_tokens": 3, "seed": None},
     ]
     file = tmp_path / "batch.jsonl"
-    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\nno json\n")
+    texts = [json.dumps(line, ensure_ascii=False) for line in lines]
+    # As Windows writes it, with a byte order mark.
+    file.write_text("\r\n".join([*texts, "", "no json", '{"question": ' + "[" * 100_000, ""]), "utf-8-sig")
     assert main(["generate", "--model", str(checkpoint), "--batch", str(file)]) == 2
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False, True, False]
+    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False, True, False, False]
     assert "missing.jpg" in answers[1]["error"]
     assert "line 4" in answers[3]["error"]
     assert "colour" in answers[3]["error"]
     assert "image and images" in answers[4]["error"]
     assert "line 8" in answers[6]["error"]
-    assert err.startswith(f"dynllava: error: --batch {file}: 4 of 7 requests were bad")
+    assert "line 9: is no JSON" in answers[7]["error"]
+    assert err.startswith(f"dynllava: error: --batch {file}: 5 of 8 requests were bad")
     assert "missing.jpg" in err
 
     assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0

@@ -131,6 +131,7 @@ def test_what_overrides_are_refused(override: str, needle: str, tmp_path: Path) 
         ("def get_config(:", "fails in line 1: SyntaxError"),
         ("\n\nimport nothing_of_that_name", "fails in line 3: ModuleNotFoundError"),
         ("def get_config():\n    return 1 / 0", "fails in line 2: ZeroDivisionError"),
+        ("import sys\nsys.exit(0)", "fails in line 2: SystemExit: 0"),
         ("x = 1", "must define get_config()"),
         ("def get_config():\n    return dict(seed=1)", "returns an ml_collections.ConfigDict"),
     ],
@@ -142,6 +143,12 @@ def test_files_that_are_none(text: str, needle: str, tmp_path: Path) -> None:
         read_experiment(str(file))
     assert str(file) in str(caught.value)
     assert needle in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_code(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.py"
+    file.write_text("from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'seed': 3})", "utf-8-sig")
+    assert read_experiment(str(file)).seed == 3
 
 
 def test_a_missing_file_and_its_wrong_keys_are_named(tmp_path: Path) -> None:

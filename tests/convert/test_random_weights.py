@@ -1,6 +1,7 @@
 """`dynllava convert make-random`: the true shapes, the same bytes for the same seed, a full round trip."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,3 +58,11 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=r"has .* GB free, but .* GB are to be written"):
             run()
     assert [path.name for path in tmp_path.iterdir()] == ["torch"]
+
+
+def test_little_room_is_told_in_figures_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynllava_jax.convert import space
+
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=32 << 20))
+    with pytest.raises(InputError, match=r"has 0\.0336 GB free, but 0\.0691 GB are to be written"):
+        space.check(tmp_path / "dst", 2_000_000)

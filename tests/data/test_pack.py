@@ -195,6 +195,19 @@ def test_killed_for_real(data: Path, source: JsonSource, tmp_path: Path) -> None
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_a_source_whose_name_is_no_utf8(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "caf\udce9.json"
+    try:
+        file.write_bytes((data / "data.json").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    made = pack(JsonSource.open(str(file), str(data)), str(tmp_path / "out"))
+    found = open_source(str(tmp_path / "out"))
+    assert isinstance(found, ShardSource)
+    assert found.manifest == made
+    assert made.request["source"] == str(file)
+
+
 def test_a_finished_folder_is_left_alone_and_other_requests_are_refused(
     data: Path, source: JsonSource, tmp_path: Path
 ) -> None:
