@@ -242,7 +242,9 @@ class Engine:
         zero = np.zeros(shape.rows, np.float32)
         return Batch(flat, flat, flat, row, row, images), Asked(row, zero, row, zero + 1, row.astype(np.uint32))
 
-    def _decode(self, state: DecodeState, limit: np.int32, sparsity: SparsityConfig) -> tuple[DecodeState, Segment]:
+    def _decode(
+        self, state: DecodeState, limit: Int[Array, ""], sparsity: SparsityConfig
+    ) -> tuple[DecodeState, Segment]:
         with constraints(self._constraint):
             return self._segment(self._params, state, limit, plan=self._segment_plan(sparsity))
 
@@ -277,8 +279,8 @@ class Engine:
         plan = self._prefill_plan(shape, sparsity)
         return nocache.NoCachePlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id)
 
-    def _limit(self, steps: int | None) -> np.int32:
-        return np.int32(self.buckets.segment if steps is None else min(steps, self.buckets.segment))
+    def _limit(self, steps: int | None) -> Int[Array, ""]:
+        return self.place(np.int32(self.buckets.segment if steps is None else min(steps, self.buckets.segment)))
 
     def _rate(self, sparsity: SparsityConfig) -> float:
         return output_rate(dataclasses.replace(self.config, sparsity=sparsity))
@@ -291,7 +293,7 @@ class Engine:
             return jax.device_put(tree, jax.tree.leaves(self._params)[0].sharding)
 
         def put(x: Any) -> jax.Array:
-            axes = ("batch", *(None,) * (np.ndim(x) - 1))
+            axes = ("batch", *(None,) * (np.ndim(x) - 1)) if np.ndim(x) else ()
             return jax.device_put(x, activation_sharding(np.shape(x), axes, mesh))
 
         return jax.tree.map(put, tree)

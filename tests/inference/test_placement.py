@@ -67,6 +67,17 @@ def test_nothing_is_compiled_after_the_warmup(engine: Engine, compiled: list[str
     assert not compiled
 
 
+def test_nothing_reaches_the_devices_unasked(engine: Engine) -> None:
+    """As those see it who look for transfers with `JAX_TRANSFER_GUARD`; what is compiled brings constants along."""
+    engine.compile(SHAPE, CONFIG.sparsity)
+    with jax.transfer_guard("disallow"):
+        run = Run.open(engine, prompts(), CONFIG.sparsity)
+        run.advance()
+        run.cut({0: 5})
+        while not run.finished:
+            run.advance()
+
+
 def test_grown_blocks_are_split_as_the_first(engine: Engine) -> None:
     """Keys and values alike: a block that stood whole on every device would cost as many times its bytes."""
     capacities = SHAPE.deep_capacities(CONFIG.sparsity.output_keep_rate)
