@@ -57,7 +57,7 @@ class Buckets:
     """What requests are padded to.
 
     Attributes:
-        rows: samples of a batch; larger batches are cut.
+        rows: samples of a batch; larger batches are cut. An engine rounds them up to what its mesh splits evenly.
         images: images of a sample; 0 compiles without the tower.
         length: tokens of a prompt, one per image token included.
         answer: tokens of an answer.

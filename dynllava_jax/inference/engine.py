@@ -102,8 +102,9 @@ class Engine:
     ):
         check_jax_settings()
         self.config = model.config
-        self.buckets = buckets.within(model.config.decoder.context)
         self.mesh = mesh
+        within = buckets.within(model.config.decoder.context)
+        self.buckets = dataclasses.replace(within, rows=tuple(sorted({self._whole_rows(n) for n in within.rows})))
         self.dtype = dtype
         self.stop_ids = stop_ids
         # Part of what a program is known by, which a list cannot be.
@@ -145,7 +146,7 @@ class Engine:
     def model(self) -> DynamicLlava:
         return nnx.merge(self._graph, self._params)
 
-    def whole_rows(self, rows: int) -> int:
+    def _whole_rows(self, rows: int) -> int:
         """Rows rounded up to what the mesh splits evenly."""
         if self.mesh is None:
             return rows
@@ -200,7 +201,7 @@ class Engine:
 
     def compile(self, shape: Shape, sparsity: SparsityConfig) -> None:
         """Compiles all that single-turn requests of this shape can need, by running it on nothing."""
-        shape = dataclasses.replace(shape, rows=self.whole_rows(shape.rows))
+        shape = dataclasses.replace(shape, rows=self._whole_rows(shape.rows))
         state, _ = self.open(*self._nothing(shape), shape, sparsity)
         state, _ = self._decode(state, self._limit(0), sparsity)
         for capacity in shape.deep_capacities(self._rate(sparsity))[1:]:

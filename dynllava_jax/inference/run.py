@@ -74,7 +74,6 @@ class Run:
             [len(item.pixels) for item in prepared],
             max(item.budget for item in prepared),
         )
-        shape = dataclasses.replace(shape, rows=engine.whole_rows(shape.rows))
         batch = make_batch(
             [item.sample for item in prepared],
             [item.pixels for item in prepared],

@@ -1,5 +1,6 @@
 """Generation on a mesh of eight simulated devices: the same answers, and every sample stays where it is."""
 
+import dataclasses
 import logging
 import re
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import dynllava_jax as dl
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.spans import expand
 from dynllava_jax.demo.pictures import sample
+from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.inference.decode import NEVER_FED
 from dynllava_jax.inference.engine import Engine
@@ -20,7 +22,7 @@ from dynllava_jax.inference.sampling import GREEDY, Temperature
 from dynllava_jax.kernels import api
 from dynllava_jax.sharding import specs
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.testing import tiny_config, tiny_model
+from dynllava_jax.testing import tiny_assistant, tiny_config, tiny_model
 
 CONFIG = tiny_config()
 BUCKETS = Buckets(rows=(8,), images=(2,), length=(64,), answer=(16,), instruction=(32,), segment=16)
@@ -167,6 +169,23 @@ def gathered(text: str) -> list[tuple[int, ...]]:
             types = line.split("=", 1)[1].split("all-gather", 1)[0]
             results += [tuple(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", types)]
     return results
+
+
+def test_a_batch_is_cut_at_what_the_mesh_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batches of at most 4, eight devices would compute half of each for nothing."""
+    shared, mesh = tiny_assistant(), make_mesh("data=8")
+    model = jax.device_put(shared.engine.model, specs.param_shardings(shared.engine.model, mesh, CONFIG))
+    buckets = dataclasses.replace(BUCKETS, rows=(1, 4), images=(0,))
+    split = Assistant(model, shared.tokenizer, buckets=buckets, mesh=mesh)
+    assert split.engine.buckets.rows == (8,)
+    opened = []
+    opening = split.engine.open
+    monkeypatch.setattr(split.engine, "open", lambda *args: opened.append(args[2].rows) or opening(*args))
+    questions = [dl.Request(f"What is {number}?", max_new_tokens=2) for number in range(6)]
+    together = split.generate_batch(questions)
+    assert opened == [8]
+    alone = [shared.generate(None, asked.question, max_new_tokens=2) for asked in questions]
+    assert [answer.token_ids for answer in together if isinstance(answer, dl.Answer)] == [a.token_ids for a in alone]
 
 
 @pytest.mark.slow
