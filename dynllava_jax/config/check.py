@@ -62,11 +62,11 @@ def check_layers(config: Any, name: str) -> None:
 
 
 MAX_SIZE = 1 << 24
-"""No model has a wider dimension; shapes beyond what arrays can count would fail without saying why."""
+"""No model has a wider dimension, no run more steps; what arrays cannot count would fail without saying why."""
 
 
 def check_sizes(config: Any, *names: str) -> None:
-    """Sizes of dimensions are above 0, and believable."""
+    """Sizes of dimensions, and counts, are above 0 and believable."""
     check_positive(config, *names)
     for name in names:
         if getattr(config, name) > MAX_SIZE:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed
+from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed, check_sizes
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.errors import InputError
@@ -247,12 +247,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_positive(self, "global_batch_size", "epochs")
+        check_sizes(self, "global_batch_size", "epochs")
         check_seed(self, "seed")
         check_choice(self, "dtype", ("float32", "bfloat16"))
         check_choice(self, "remat", ("full", "dots", "none"))
         for name in ("device_batch_size", "steps"):
             if getattr(self, name) is not None:
-                check_positive(self, name)
+                check_sizes(self, name)
         if self.model is None and self.init.checkpoint is None:
             raise InputError("TrainConfig needs `model`, the name of a preset, or `init.checkpoint`, a folder.")

@@ -117,6 +117,8 @@ def _decode(file: io.BytesIO | io.BufferedReader, what: str) -> Image.Image:
     except Exception as error:  # decoders raise anything on damaged files
         raise InputError(f"{what} is damaged: {error}.") from None
     with image:
+        if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever the file is named
+            raise InputError(f"{what} is PostScript, a program; make a PNG or JPEG of it.")
         return _to_rgb(image, what)
 
 

@@ -140,6 +140,7 @@ _BAD_FILES = {
     "bomb.png": (_png_header(11_000, 11_000), "has 11000x11000 pixels, more than the limit of 100000000"),
     "big_bomb.png": (_png_header(60_000, 60_000), "far more pixels than the limit"),
     "hollow.png": (_png_header(500, 500), "cannot be decoded"),
+    "program.jpg": (_bytes(Image.new("RGB", (4, 4)), "EPS"), "is PostScript, a program; make a PNG or JPEG of it"),
     "nothing.png": (_png_header(0, 5), "is empty: 0x5|in no image format|damaged"),
 }
 
