@@ -35,7 +35,7 @@ MAY_USE = {
         *("checkpoint", "inference", "analysis", "training"),
     },
     "evaluation": {
-        *("config", "data", "checkpoint", "demo", "sparsify", "inference"),
+        *("config", "nn", "data", "checkpoint", "demo", "sparsify", "inference"),
         *("analysis", "training", "viz"),
     },
     "viz": {"inference"},

@@ -4,7 +4,7 @@ import os
 import re
 
 _THREADS = 4
-"""Of XLA's pool, for each device; `training.processes.join` has the same for several processes."""
+"""Of XLA's pool, for each device."""
 _FLAG = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 

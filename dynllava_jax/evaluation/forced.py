@@ -19,6 +19,7 @@ from dynllava_jax.data.records import Record
 from dynllava_jax.data.templates import Turn, get_template
 from dynllava_jax.evaluation.tasks import Question
 from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.nn.jax_settings import random_key
 from dynllava_jax.sparsify.eviction import Eviction
 from dynllava_jax.training.cross_entropy import cross_entropy, supervised
 from dynllava_jax.training.decisions import InferenceRule
@@ -58,7 +59,7 @@ def forced(
         chunk = samples[first : first + _ROWS]
         pixels = [[preprocess(question.picture, config.image_prep)] for question in questions[first : first + _ROWS]]
         batch = make_batch(chunk, pixels, length=length, slots=1, rows=_ROWS)
-        keys = jax.random.split(jax.random.key(first, impl="threefry2x32"), _ROWS)  # as in generation
+        keys = jax.random.split(random_key(first), _ROWS)
         found = jax.device_get(look(params, assistant.engine.place(batch), assistant.engine.place(keys)))
         rows += [{name: float(values[row]) for name, values in found.items()} for row in range(len(chunk))]
     return rows

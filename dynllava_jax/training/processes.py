@@ -25,8 +25,6 @@ SILENCE = "DYNLLAVA_SILENCE"
 """Environment variable: seconds without a sign of life after which a process counts as lost."""
 
 _SILENCE = 60
-_THREADS = 4
-"""Of XLA's pool, for each device of a CPU."""
 _POLL = 1.0
 """Seconds between two looks at whether another process has ended."""
 _HOST, _ENDED = "dynllava/host/", "dynllava/ended"
@@ -51,9 +49,6 @@ def join(where: str = AUTO) -> None:
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
     # On a CPU two dispatched programs run at the same time, and their collectives wait for each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # Each of its devices holds a thread of XLA's pool while it waits in a collective, and a core gives only one.
-    if (devices := jax.config.jax_num_cpu_devices) > 1:  # pyright: ignore[reportAttributeAccessIssue]
-        os.environ.setdefault("NPROC", str(_THREADS * devices))
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_silence())
     except (ValueError, RuntimeError) as error:

@@ -2,13 +2,11 @@
 
 import bisect
 import functools
-import os
 import re
 import socket
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -147,17 +145,6 @@ def test_what_ends_one_process_ends_the_other(tmp_path: Path, tokenizer_folder: 
     assert last_line(said[1]) == "dynllava: error: The data source nowhere.json does not exist; check data.source."
     assert last_line(said[0]).startswith("dynllava: error: process 1 on ")
     assert last_line(said[0]).endswith("has ended: The data source nowhere.json does not exist; check data.source.")
-
-
-def test_several_devices_of_a_cpu_get_threads_to_wait_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
-    monkeypatch.delenv("NPROC", raising=False)
-    join("localhost:1,2,0")
-    assert os.environ["NPROC"] == "32"
-    monkeypatch.setenv("NPROC", "5")
-    join("localhost:1,2,0")
-    assert os.environ["NPROC"] == "5"
 
 
 def test_a_wrong_address_is_refused() -> None:
