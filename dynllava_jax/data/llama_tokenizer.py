@@ -60,13 +60,13 @@ class LlamaTokenizer:
         end = 0
         for match in self._split.finditer(text):
             ids += self._plain(text[end : match.start()])
-            ids.append(self._added[match.group(match.lastindex or 0)].id)
+            token = self._added[match.group(match.lastindex or 0)].id
+            # The prefix was meant for words: in front of a special token it goes.
+            if not self.legacy and token in self._named and ids == [self.id_of(_SPACE)]:
+                ids = []
+            ids.append(token)
             end = match.end()
-        ids += self._plain(text[end:])
-        # The prefix was meant for words: in front of a special token it goes.
-        if not self.legacy and len(ids) > 1 and ids[0] == self.id_of(_SPACE) and ids[1] in self._named:
-            return ids[1:]
-        return ids
+        return ids + self._plain(text[end:])
 
     def id_of(self, token: str) -> int | None:
         if token in self._added:

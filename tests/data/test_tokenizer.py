@@ -1,6 +1,7 @@
 """The tokenizer equals transformers' slow LlamaTokenizer, and streams what it decodes."""
 
 import functools
+import io
 import itertools
 import json
 import pickle
@@ -128,6 +129,27 @@ def test_a_fingerprint_is_of_what_decides_the_ids(tmp_path: Path, byte_level: To
     same = [pickle.loads(pickle.dumps(each)).fingerprint() for each in (_GOLDEN, byte_level)]
     assert same == [_GOLDEN.fingerprint(), byte_level.fingerprint()]
     assert len({*same, variant.fingerprint()}) == 3
+
+
+def test_a_word_that_is_unknown_keeps_its_space(tmp_path: Path) -> None:
+    """Without byte fallback it has the id of `<unk>`, which loses the space in front only where the text names it."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red car", "a house near the car"]),
+        model_writer=model,
+        vocab_size=40,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": False}))
+    tokenizer = Tokenizer.load(tmp_path)
+    space = tokenizer.backend.id_of("\u2581")
+    assert tokenizer.encode("\u00e9", add_bos=False) == [space, 0]
+    assert tokenizer.encode("<unk>", add_bos=False) == [0]
 
 
 def test_without_prefix_space(tmp_path: Path) -> None:
