@@ -45,7 +45,8 @@ GROUPS = (Group(True, True), Group(True, False), Group(False, True), Group(False
 
 def group_of(path: str, axes: tuple[str | None, ...]) -> Group:
     """Selectors apart from the rest; norms and biases are not decayed."""
-    return Group(is_selector(path), axes != ("norm",) and path.rpartition("/")[2] != "bias")
+    # By name too: a norm made by Flax, in an own selector, has no axis names.
+    return Group(is_selector(path), axes != ("norm",) and path.rpartition("/")[2] not in ("bias", "scale"))
 
 
 class Adam(NamedTuple):

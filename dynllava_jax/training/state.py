@@ -61,14 +61,20 @@ class Parameters:
 
     @staticmethod
     def of(config: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> "Parameters":
-        """Raises InputError when the mesh does not divide the decoder's heads or features."""
+        """Raises InputError when the mesh does not divide the decoder's heads or features, or nothing is trained."""
         abstract = jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config, optimizer.lora))
         axes = axes_of(abstract, AXES)
+        trained = tuple(path for path in axes if is_trained(path, optimizer))
+        if not trained:
+            raise InputError(
+                "optimizer freezes every part that has parameters in this model: an identity projector has none, nor "
+                "have selectors that learn nothing; freeze less, or choose sparsity or projector otherwise."
+            )
         return Parameters(
             abstract=abstract,
             axes=axes,
             shardings=flatten(param_shardings(abstract, mesh, config)),
-            trained=tuple(path for path in axes if is_trained(path, optimizer)),
+            trained=trained,
             frozen=tuple(path for path in axes if not is_trained(path, optimizer)),
         )
 

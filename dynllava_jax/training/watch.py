@@ -23,6 +23,8 @@ class LossWatch:
         """What is wrong with a step's loss, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
+        if loss == 0.0:
+            return None  # a batch that teaches nothing, since no sample of it could be read, says nothing of the others
         if self._seen >= _PATIENCE and loss > self._explosion * self._mean:
             return f"the loss is {loss:.4g}, {loss / self._mean:.0f} times its running mean of {self._mean:.4g}"
         self._seen += 1

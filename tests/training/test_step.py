@@ -9,11 +9,13 @@ import pytest
 
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.config.training import LoraConfig, LossConfig, OptimizerConfig
+from dynllava_jax.config.vision import IdentityProjector
 from dynllava_jax.errors import InputError
 from dynllava_jax.nn.flat import flatten, unflatten
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.testing import tiny_config, tiny_model
 from dynllava_jax.training.decisions import draw_noise
+from dynllava_jax.training.optimizer import group_of
 from dynllava_jax.training.state import Parameters, begin
 from dynllava_jax.training.step import Division, Trainer
 from tests.training.batches import mixed, settings
@@ -129,6 +131,24 @@ def test_a_batch_that_does_not_divide_is_refused():
         Division.of(settings(global_batch_size=32, device_batch_size=3), mesh)
     assert Division.of(settings(global_batch_size=32, device_batch_size=2), mesh) == Division(8, 2, 2)
     assert Division.of(settings(global_batch_size=32, device_batch_size=9), mesh) == Division(8, 1, 4)
+
+
+def test_norms_and_biases_of_own_selectors_are_not_decayed_either():
+    for name in ("norm/scale", "norm/bias", "linear/bias"):  # as Flax's own modules name them, without axis names
+        assert not group_of(f"image_predictor/{name}", (None,)).decayed
+    assert group_of("image_predictor/linear/kernel", (None, None)).decayed
+
+
+def test_a_model_that_has_nothing_to_train_is_refused():
+    config = tiny_config()
+    dense = dataclasses.replace(config, sparsity=config.sparsity.dense())
+    predictors = OptimizerConfig(freeze_decoder=True, freeze_projector=True)
+    same = dataclasses.replace(config.vision, hidden_size=config.decoder.hidden_size)
+    unprojected = dataclasses.replace(config, vision=same, projector=IdentityProjector())
+    projector = OptimizerConfig(freeze_decoder=True, freeze_predictors=True)
+    for model, optimizer in ((dense, predictors), (unprojected, projector)):
+        with pytest.raises(InputError, match="freezes every part that has parameters"):
+            Parameters.of(model, optimizer, make_mesh("data=1"))
 
 
 def test_the_same_shape_compiles_once():

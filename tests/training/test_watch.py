@@ -32,6 +32,17 @@ def test_an_explosion_is_a_problem_once_there_is_a_mean() -> None:
     assert "the loss is 50, 21 times its running mean of 2.376" in problem
 
 
+def test_a_batch_that_teaches_nothing_has_no_part_in_the_mean() -> None:
+    watch = LossWatch(5.0)
+    for _ in range(30):
+        assert watch.problem(0.0) is None
+    for _ in range(20):
+        assert watch.problem(2.0) is None
+    for _ in range(100):
+        assert watch.problem(0.0) is None
+    assert watch.problem(9.9) is None
+
+
 def test_a_gradient_that_is_no_number_is_named_by_its_part() -> None:
     fine = {"loss": 1.0, "grad_norm": 2.0, "grad_norm/decoder": 2.0, "grad_norm/projector": 0.0, "tau": math.nan}
     assert gradient_problem(fine) is None
