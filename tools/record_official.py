@@ -23,6 +23,7 @@ import numpy as np
 
 IMAGE, OUTPUT, INSTRUCT = "image_score_predictor", "output_text_score_predictor", "instruct_score_predictor"
 STEPS = (0, 1, 2, 3, 5, 8, 12)
+STEP = ("logits", "text_logits", "text_decision", "position", "cache_len", "cache_true_len")
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
 FLOAT32_ONLY = ("07", "08", "08b", "09", "09b")
 
@@ -92,11 +93,14 @@ class Recorder:
         return {"cache_len": held, "cache_true_len": true}
 
     def chosen(self, watch, rows):
-        """The image predictor's logits [B,P,2] and the places it keeps [B,K]."""
+        """The image predictor's logits [B,P,2] and the places it keeps [B,K]; nothing where there is none."""
+        if IMAGE not in watch.predicted:
+            return {}
         logits = watch.predicted[IMAGE].reshape(rows, -1, 2)
         score = self.torch.log_softmax(self.torch.from_numpy(logits), -1)[..., 0].numpy()
         keep = int(logits.shape[1] * self.sparse["vision_keep_rate"])
-        return logits, score, np.sort(np.argsort(-score, 1, kind="stable")[:, :keep], 1).astype(np.int32)
+        index = np.sort(np.argsort(-score, 1, kind="stable")[:, :keep], 1).astype(np.int32)
+        return {"image_logits": logits, "image_keep_score": score, "image_keep_index": index}
 
     def predictors(self, given, images):
         out, model = {}, self.model.model
@@ -106,10 +110,11 @@ class Recorder:
                 return host(getattr(model, name)(*map(self.tensor, inputs)))
 
         x, rows = given["vision_x"], len(given["vision_x"])
-        ones = run(IMAGE, x, np.ones_like(given["policy_partial"])).reshape(rows, -1, 2)
-        out["vision_logits_ones"] = ones
-        out["vision_logits_partial"] = run(IMAGE, x, given["policy_partial"]).reshape(rows, -1, 2)
-        out["vision_logsoftmax_ones"] = self.torch.log_softmax(self.torch.from_numpy(ones), -1).numpy()
+        if hasattr(model, IMAGE):
+            ones = run(IMAGE, x, np.ones_like(given["policy_partial"])).reshape(rows, -1, 2)
+            out["vision_logits_ones"] = ones
+            out["vision_logits_partial"] = run(IMAGE, x, given["policy_partial"]).reshape(rows, -1, 2)
+            out["vision_logsoftmax_ones"] = self.torch.log_softmax(self.torch.from_numpy(ones), -1).numpy()
         for name, array in ((OUTPUT, "output_text_logits"), (INSTRUCT, "instruct_logits")):
             if hasattr(model, name):
                 out[array] = run(name, given["text_x"]).reshape(*given["text_x"].shape[:2], 2)
@@ -134,8 +139,7 @@ class Recorder:
         ids = given["input_ids"][:1]
         out, watch = self.call(ids, images[:1])
         caches, lengths = out.past_key_values
-        logits, score, index = self.chosen(watch, 1)
-        arrays = {"image_logits": logits, "image_keep_score": score, "image_keep_index": index}
+        arrays = self.chosen(watch, 1)
         arrays["position_ids_before"], arrays["position_ids_after"] = watch.positions[0], watch.positions[self.first]
         arrays.update({f"hidden_after_layer_{i}": hidden for i, hidden in watch.layers.items()})
         arrays["last_logits"] = host(out.logits[:, -1])
@@ -156,18 +160,15 @@ class Recorder:
         for t in range(answer.shape[1]):
             out, watch = self.call(answer[:, t : t + 1], past_key_values=cache)
             cache = out.past_key_values
-            judged = watch.predicted[OUTPUT].reshape(len(answer), 1, 2)
             hidden = np.stack([watch.layers[i][:, 0] for i in sorted(watch.layers)], 1)[:, None]
-            row = {"logits": host(out.logits), "text_logits": judged, "hidden": hidden}
-            row.update({"text_decision": judged[..., 0] > judged[..., 1], "position": watch.positions[0]})
+            row = {"logits": host(out.logits), "hidden": hidden, "position": watch.positions[0]}
+            row["text_decision"] = np.ones((len(answer), 1), bool)  # without the predictor every token is stored
+            if OUTPUT in watch.predicted:
+                judged = watch.predicted[OUTPUT].reshape(len(answer), 1, 2)
+                row.update({"text_logits": judged, "text_decision": judged[..., 0] > judged[..., 1]})
             steps.append({**row, **self.lengths(*cache)})
-        joined = {
-            name: np.stack([step[name] for step in steps])
-            if name.startswith("cache")
-            else np.concatenate([step[name] for step in steps], 1)
-            for name in steps[0]
-        }
-        return joined, cache
+        join = {name: np.stack if name.startswith("cache") else partial(np.concatenate, axis=1) for name in steps[0]}
+        return {name: how([step[name] for step in steps]) for name, how in join.items()}, cache
 
     def decode(self, given, images):
         ids, answer = given["input_ids"], given["answer_ids"]
@@ -177,18 +178,17 @@ class Recorder:
             out, _ = self.call(ids[row : row + 1], images[row : row + 1])
             last = host(out.logits[:, -1])
             alone.append({**self.feed(out.past_key_values, answer[row : row + 1])[0], "prefill_last_logits": last})
-        named = ("logits", "text_logits", "text_decision", "position", "cache_len", "cache_true_len", "hidden")
-        arrays.update({f"b1.{name}": alone[0][name] for name in named})
+        arrays.update({f"b1.{name}": alone[0][name] for name in (*STEP, "hidden") if name in alone[0]})
         if len(ids) > 1 and self.exact:
-            for name in ("logits", "text_logits", "text_decision", "prefill_last_logits"):
+            for name in [name for name in (*STEP[:3], "prefill_last_logits") if name in alone[0]]:
                 arrays[f"b2clean.{name}"] = np.concatenate([one[name] for one in alone])
             arrays["b2clean.cache_true_len"] = np.concatenate([one["cache_true_len"] for one in alone], 2)
             self.switch()
             out, watch = self.call(ids, images)
-            arrays["b2.image_keep_index"] = self.chosen(watch, len(ids))[2]
+            arrays.update({f"b2.{k}": x for k, x in self.chosen(watch, len(ids)).items() if k == "image_keep_index"})
             arrays["b2.prefill_last_logits"] = host(out.logits[:, -1])
             both, cache = self.feed(out.past_key_values, answer)
-            arrays.update({f"b2.{name}": both[name] for name in named[:-1]})
+            arrays.update({f"b2.{name}": both[name] for name in STEP if name in both})
             arrays["b2.final_key_last_layer"] = host(cache[0][-1][0])
         self.switch()
         arrays.update({f"gen.{name}": x for name, x in self.greedy(ids[:1], images[:1], 10).items()})
@@ -198,7 +198,7 @@ class Recorder:
         ids, answer = given["input_ids"], given["answer_ids"]
         steps = [step for step in STEPS if step <= answer.shape[1]]
         arrays, clean = {}, []
-        for rows in sorted({1, len(ids)}):
+        for rows in sorted({1, len(ids) if hasattr(self.model.model, IMAGE) else 1}):  # it fails for more without one
             self.switch()  # the first call, without an answer, is where the code notes where answers begin
             for fed in steps:
                 row = np.concatenate([ids[:rows], answer[:rows, :fed]], 1)
@@ -207,7 +207,8 @@ class Recorder:
                 start = watch.layers[0].shape[1] - fed
                 kept = [positions[:-1][positions[:-1] >= start] - start for positions in after]
                 found = {"last_logits": host(out.logits[:, -1]), "position_ids_after": after}
-                found["text_logits"] = watch.predicted[OUTPUT].reshape(rows, -1, 2)
+                if OUTPUT in watch.predicted:
+                    found["text_logits"] = watch.predicted[OUTPUT].reshape(rows, -1, 2)
                 found["kept_answer_index"] = np.stack(kept).astype(np.int32)
                 arrays.update({f"b{rows}.j{fed:02d}.{name}": x for name, x in found.items()})
         for row in range(len(ids)):
@@ -225,8 +226,7 @@ class Recorder:
         arrays = {"prefill_last_logits": host(out.logits[:, -1])}
         arrays["prefill_cache_len"] = self.lengths(*out.past_key_values)["cache_len"]
         steps, cache = self.feed(out.past_key_values, given["answer1_ids"])
-        named = ("logits", "text_logits", "text_decision", "position", "cache_len", "cache_true_len")
-        arrays.update({f"answer1.{name}": steps[name] for name in named})
+        arrays.update({f"answer1.{name}": steps[name] for name in STEP if name in steps})
         out, watch = self.call(given["instruction2_ids"], past_key_values=cache)
         kept = np.ones(given["instruction2_ids"].shape, bool)
         if instruct:
@@ -239,7 +239,7 @@ class Recorder:
         arrays.update({f"instruction2.hidden_after_layer_{i}": hidden for i, hidden in watch.layers.items()})
         arrays.update({f"instruction2.{name}": x for name, x in self.lengths(*out.past_key_values).items()})
         steps, _ = self.feed(out.past_key_values, given["answer2_ids"])
-        arrays.update({f"answer2.{name}": steps[name] for name in named})
+        arrays.update({f"answer2.{name}": steps[name] for name in STEP if name in steps})
         return arrays
 
     def greedy(self, ids, image, count):
@@ -319,21 +319,20 @@ def from_pictures(args, recorder):
     pixels, rows = (np.repeat(pixels, 2, 0), 2) if len(pixels) == 1 else (pixels[:2], 2)
     ids = np.repeat(prompt(), rows, 0)
     recorder.switch()
-    answer = [recorder.greedy(ids[:1], pixels[row : row + 1], args.tokens)["greedy_ids"] for row in range(rows)]
-    answer = np.concatenate(answer)
+    answers = [recorder.greedy(ids[:1], pixels[row : row + 1], args.tokens)["greedy_ids"] for row in range(rows)]
     short = ids.copy()
     short[1:, -5:] = 0
     rng = np.random.default_rng(0)
-    width, count = model.config.hidden_size, (model.get_vision_tower().config.image_size // 14) ** 2
+    width, count = model.config.hidden_size, model.get_vision_tower().num_patches
     vision = {"vision_x": rng.standard_normal((2, count, width), np.float32)}
     vision["policy_partial"] = rng.integers(0, 2, (2, count, 1)).astype(np.float32)
     vision["text_x"] = rng.standard_normal((2, 9, width), np.float32)
     follow = tokenizer(f"{tokenizer.eos_token}USER: {args.second} ASSISTANT:", add_special_tokens=False).input_ids
-    turns = {"input_ids": ids[:1], "answer1_ids": answer[:1, :5], "answer2_ids": answer[:1, 5:10]}
+    turns = {"input_ids": ids[:1], "answer1_ids": answers[0][:, :5], "answer2_ids": answers[0][:, 5:10]}
     turns["instruction2_ids"] = np.array([follow], np.int32)
-    said = tokenizer.decode(answer[0].tolist(), skip_special_tokens=True)
+    said = tokenizer.decode(answers[0][0].tolist(), skip_special_tokens=True)
     dense = {"b1.input_ids": ids[:1], "b2.input_ids": short, "b2.attention_mask": short != 0}
-    both = {"input_ids": ids, "answer_ids": answer}
+    both = {"input_ids": ids, "answer_ids": np.concatenate(answers)}
     given = [vision, dense, {"input_ids": ids[:1]}, both, both, {"input_ids": ids[:1]}]
     given += [{"input_ids": prompt(said, args.second)}, turns, turns]
     rows = [None, *[[0, 1]] * (len(CASES) - 1)]
@@ -392,7 +391,8 @@ def main():
             print(f"{case}: left out, the checkpoint has no predictor of instructions")
             continue
         outputs, info = recorder.record(case, inputs, None if rows is None else pixels[rows])
-        write(args.out, case, inputs, outputs, info, recorder.sparse, rows)
+        if outputs:  # 02 has none where there are no predictors
+            write(args.out, case, inputs, outputs, info, recorder.sparse, rows)
         print(f"{case}: {len(outputs)} arrays", flush=True)
 
 
