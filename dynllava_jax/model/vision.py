@@ -48,7 +48,8 @@ class VisionTower(nnx.Module):
         self.class_embedding = param(rngs, (width,), ("embed",), normal(0.02))
         self.position_embedding = param(rngs, (1 + vision.num_patches, width), (None, "embed"), normal(0.02))
         self.pre_norm = LayerNorm(rngs, width, vision.norm_eps)
-        self.layers = stack(rngs, config.layers_used, lambda rngs: _Layer(rngs, vision))
+        # Where the embedding itself is read there is no layer, and arrays of none would have no leaf in a checkpoint.
+        self.layers = stack(rngs, config.layers_used, lambda rngs: _Layer(rngs, vision)) if config.layers_used else None
         self.config = vision
         self.num_layers = config.layers_used
         self.levels = config.projector.levels if isinstance(config.projector, TokenPackerProjector) else None

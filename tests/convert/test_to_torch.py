@@ -4,12 +4,14 @@ import json
 import struct
 from pathlib import Path
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.checkpoint.load import load
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import tiny
@@ -69,6 +71,19 @@ def test_the_official_layout_comes_back(tmp_path: Path, dtype: str) -> None:
     assert index["metadata"]["total_size"] == report.nbytes
     for name in ("config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (src / name).read_bytes()
+
+
+def test_a_tower_whose_embedding_is_read_comes_back(tmp_path: Path) -> None:
+    src = torch_folders.golden("checkpoint", tmp_path)
+    torch_folders.golden("vision_tower", tmp_path)
+    torch_folders.change_config(src, mm_vision_select_layer=0)  # none of its layers is the model's
+    convert(src, tmp_path / "model", prefer_tower="inside")
+    tower = load(tmp_path / "model").vision
+    images = jnp.asarray(golden_files.arrays("00_images")["a"].transpose(0, 2, 3, 1))
+    recorded = golden_files.arrays("01_vision_features")["clip_hidden_0"][:, 1:]
+    np.testing.assert_allclose(tower(images).features, recorded, atol=2e-5, rtol=0)
+    export(tmp_path / "model", tmp_path / "back", layout="official")
+    assert content(tmp_path / "back") == content(src)
 
 
 def test_the_copy_of_a_tied_head_is_the_embedding_as_it_became(tmp_path: Path) -> None:

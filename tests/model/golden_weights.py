@@ -53,7 +53,7 @@ def fill_tower(tower: Any, weights: Mapping[str, np.ndarray], prefix: str) -> No
     patch = weights[f"{prefix}embeddings.patch_embedding.weight"]
     _set(tower.patch_embedding.kernel, patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0]))
     fill_layer(tower, "pre_norm", weights, f"{prefix}pre_layrnorm")
-    for ours, theirs in _TOWER_LAYER.items():
+    for ours, theirs in _TOWER_LAYER.items() if tower.num_layers else ():
         fill_layer(tower, f"layers/{ours}", weights, f"{prefix}encoder.layers.{{}}.{theirs}")
 
 
