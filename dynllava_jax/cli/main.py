@@ -17,6 +17,7 @@ from dynllava_jax.cli.chips import choose_platform
 from dynllava_jax.cli.cpu_threads import give_cpu_threads
 from dynllava_jax.cli.failure import is_expected, report
 from dynllava_jax.cli.gpu_memory import take_gpu_memory
+from dynllava_jax.cli.interrupts import heard_interrupts
 from dynllava_jax.cli.streams import status_without_reader, write_any_character, written_out
 from dynllava_jax.errors import InputError
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     give_cpu_threads()
     write_any_character()
     try:
-        with written_out():
+        with heard_interrupts(), written_out():
             args = _parse(argv)
             _log_to_stderr(debug)
             logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)

@@ -38,13 +38,11 @@ class StopSignal:
         self._before: dict[signal.Signals, Any] = {}
         self._received: str | None = None
         self._votes: collections.deque[jax.Array] = collections.deque()
-        self._agreed = self._interrupted = False
+        self._agreed = False
 
     def __enter__(self) -> "StopSignal":
         for number in self._signals:
             self._before[number] = signal.signal(number, self._handle)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
@@ -59,13 +57,7 @@ class StopSignal:
         """Whether to stop now: the same answer on every process, `_LAG` steps after a signal to one of them.
 
         Call it once a step, on every process. With one process it is immediate and touches no device.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C came, and the exception was lost where Python can only ignore it, as in what
-                JAX has called when garbage is collected.
         """
-        if self._interrupted:
-            raise KeyboardInterrupt
         if self._agreed:
             return True
         if jax.process_count() == 1:
@@ -81,10 +73,6 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Nothing but this: a handler may interrupt any line, also one inside the logging module.
         self._received = signal.Signals(number).name
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """A signal stops a run at the next step, and only while the run listens."""
 
-import contextlib
 import os
 import signal
 
@@ -32,17 +31,6 @@ def test_handlers_come_back_after_an_error() -> None:
         assert heard == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
-
-
-def test_an_interrupt_that_was_lost_comes_again_at_the_next_step() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignal() as stop:
-        assert not stop.agreed()
-        with contextlib.suppress(KeyboardInterrupt):  # as Python does in a callback of the garbage collector
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            stop.agreed()
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_exit_status_asks_for_another_try() -> None:
