@@ -32,7 +32,8 @@ class Preparation:
         image_tokens: P, slots of one image.
         image: picture to pixels.
         max_length: tokens of a sample at most, image slots included.
-        truncate: cut longer samples, after the slots are in place as the official code does; else they are errors.
+        truncate: cut longer samples as the official code does, ids first and again when the slots are in place; else
+            they are errors.
     """
 
     tokenizer: Tokenizer
@@ -56,10 +57,13 @@ class Preparation:
             raise SampleError(record.id, f"more than {IMAGE_SLOTS[-1]} images", f"{marks}")
         if length > self.max_length and not self.truncate:
             raise SampleError(record.id, "longer than data.max_length", f"{length} tokens, {self.max_length} allowed")
+        # The official collator does not count the slots, so that the answer and the last instruction are the last ones
+        # of this part, whether or not the second cut leaves any of them.
+        kept = slice(None) if (tokens.ids[self.max_length :] == IMAGE_TOKEN).any() else slice(self.max_length)
         try:
             sample = expand(
-                tokens.ids,
-                tokens.labels,
+                tokens.ids[kept],
+                tokens.labels[kept],
                 image_tokens=self.image_tokens,
                 round_ids=self._round_ids,
                 max_length=self.max_length,

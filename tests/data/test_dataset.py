@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dynllava_jax.config.data import DataConfig
+from dynllava_jax.data.conversation import tokenize_conversation
 from dynllava_jax.data.dataset import Dataset, open_dataset
-from dynllava_jax.data.records import SampleError
-from dynllava_jax.data.spans import Kind
-from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.records import Record, SampleError
+from dynllava_jax.data.spans import IGNORE, Kind
+from dynllava_jax.data.templates import Turn, get_template
 from dynllava_jax.errors import InputError
 from tests.data.memory_source import IMAGE_TOKENS, PREP, MemorySource, make_dataset, preparation, tokenizer
 
@@ -96,6 +97,21 @@ def test_a_json_file_and_its_pictures(tmp_path: Path) -> None:
         dataset.load(0)
     with pytest.raises(InputError, match=r"data.source names nothing"):
         open_dataset(DataConfig(), tokenizer(), get_template("vicuna_v1"), IMAGE_TOKENS, PREP)
+
+
+def test_the_answer_of_a_cut_sample_is_the_last_one_among_its_first_ids() -> None:
+    """As in the official code, whose collator cuts the ids before `prepare_inputs_labels_for_multimodal` sees them."""
+    turns = [Turn(question, " ".join(["cat"] * 9)) for question in ("<image>\nWhat is it?", "And this?", "And that?")]
+    record = Record("x", ("a.png",), tuple(turns))
+    whole = tokenize_conversation(tokenizer(), get_template("vicuna_v1"), record)
+    second, third = (np.flatnonzero((whole.labels != IGNORE) & (np.roll(whole.labels, 1) == IGNORE))[n] for n in (1, 2))
+    slots = IMAGE_TOKENS - 1
+    for cut, answer in ((second + 6, second), (third + 6, third), (third + 1, third), (third - 1, third - 1)):
+        sample, length = preparation(int(cut)).sample(record)
+        assert (sample.length, length) == (cut, len(whole.ids) + slots)
+        assert np.sum(sample.kind == Kind.ANSWER) == max(cut - answer - slots, 0)
+        question = int(np.flatnonzero(whole.labels[:answer] != IGNORE)[-1]) + 1
+        assert np.sum(sample.kind == Kind.LAST_INSTRUCTION) == min(answer + slots, cut) - question - slots
 
 
 def test_truncation_is_after_the_image_and_never_through_it() -> None:
