@@ -45,7 +45,8 @@ class Record:
 def read_record(value: Any, where: str) -> Record:
     """A sample `{"id", "image": path or list of them, "conversations": [{"from", "value"}, …]}`.
 
-    `images` is read as `image` is. As in the official preprocessing, an answer that opens a conversation is left out.
+    `images` is read as `image` is. An answer that opens a conversation is left out, as by the official preprocessing of
+    all templates but v0.
 
     Args:
         value: what the JSON parser gave.

@@ -90,6 +90,17 @@ def test_an_unknown_token_is_no_padding() -> None:
     assert "<unk>" in _learned(tokenize_conversation(_TOKENIZER, get_template("v1"), _record(("q", "a <unk> b"))))
 
 
+@pytest.mark.parametrize("name", [name for name in names() if name != "plain"])
+def test_every_form_leaves_out_an_answer_that_opens_a_conversation(name: str) -> None:
+    said = [{"from": "gpt", "value": "Hello!"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    made, rest = (
+        tokenize_conversation(_TOKENIZER, get_template(name), read_record({"conversations": part}, "x"))
+        for part in (said, said[1:])
+    )
+    np.testing.assert_array_equal(made.ids, rest.ids)
+    np.testing.assert_array_equal(made.labels, rest.labels)
+
+
 def test_several_pictures_stay_where_they_are() -> None:
     template = get_template("v1")
     made = tokenize_conversation(_TOKENIZER, template, _record(("Is <image> like <image>?", "no"), images=2))

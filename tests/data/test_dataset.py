@@ -1,5 +1,6 @@
 """Sources joined: what is left out is counted, what is broken is named, what is held out is apart."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,13 @@ def test_the_answer_of_a_cut_sample_is_the_last_one_among_its_first_ids() -> Non
         assert np.sum(sample.kind == Kind.ANSWER) == max(cut - answer - slots, 0)
         question = int(np.flatnonzero(whole.labels[:answer] != IGNORE)[-1]) + 1
         assert np.sum(sample.kind == Kind.LAST_INSTRUCTION) == min(answer + slots, cut) - question - slots
+
+
+def test_marks_behind_the_cut_make_a_bad_sample_too() -> None:
+    record = Record("x", (), (Turn("What is it?", " ".join(["cat"] * 200)), Turn("q ASSISTANT: r", "cat")))
+    assert preparation(200).sample(dataclasses.replace(record, turns=record.turns[:1]))[0].length == 200
+    with pytest.raises(SampleError, match="no supervised token"):
+        preparation(200).sample(record)
 
 
 def test_truncation_is_after_the_image_and_never_through_it() -> None:
