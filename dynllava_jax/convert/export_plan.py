@@ -107,6 +107,7 @@ def make_plan(
     dtype: np.dtype | None = None,
     vocab_size: int | None = None,
     without: tuple[str, ...] = (),
+    single: str = "linear",
 ) -> Plan:
     """Every leaf and every carried tensor becomes one tensor, or is left out for a reason.
 
@@ -119,11 +120,12 @@ def make_plan(
         dtype: of what is written; None: as stored.
         vocab_size: rows that the embedding and the head shall have; None: as they are.
         without: parts, such as "image_predictor", whose leaves are left out.
+        single: what the target's config calls a projector of one layer, "linear" or "mlp1x_gelu".
 
     Raises:
         InputError: lists leaves that the target has no name for.
     """
-    rules = {rule.leaf: ("", rule) for rule in decoder_rules(names.layout, config)}
+    rules = {rule.leaf: ("", rule) for rule in decoder_rules(names.layout, config, single)}
     folder = tower.FOLDER if names.apart else ""
     rules |= {rule.leaf: (folder, rule) for rule in tower_rules(names.tower, config)}
     tensors: list[Tensor] = []

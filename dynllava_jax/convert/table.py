@@ -164,13 +164,16 @@ CLIP_TEXT = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_s
 """What a whole CLIPModel holds beside its tower; not part of a LLaVA, so dropped, and the count is said."""
 
 
-def decoder_rules(layout: Layout, config: ModelConfig) -> list[Rule]:
-    """Decoder, head, projector and predictors: everything but the tower."""
+def decoder_rules(layout: Layout, config: ModelConfig, single: str | None = None) -> list[Rule]:
+    """Decoder, head, projector and predictors: everything but the tower.
+
+    `single`: the `mm_projector_type` under which a projector of one layer is called; None: its names under both.
+    """
     rules = _at(layout.decoder, "", DECODER)
     rules.append(Rule(layout.head, "decoder/head/kernel", LINEAR))
     for i in range(config.decoder.num_layers):
         rules += _at(f"{layout.decoder}layers.{i}.", f"decoder/layers/{i}/", DECODER_LAYER)
-    rules += _at(layout.projector, "", _projector_rows(layout, config))
+    rules += _at(layout.projector, "", _projector_rows(layout, config, single))
     if layout is OFFICIAL:
         rules += _predictor_rules(layout, config)
     return rules
@@ -210,7 +213,7 @@ def _tower_layers(prefix: str, layers: range) -> list[Rule]:
     return [rule for i in layers for rule in _at(f"{prefix}encoder.layers.{i}.", f"vision/layers/{i}/", TOWER_LAYER)]
 
 
-def _projector_rows(layout: Layout, config: ModelConfig) -> list[Row]:
+def _projector_rows(layout: Layout, config: ModelConfig, single: str | None) -> list[Row]:
     projector = config.projector
     if isinstance(projector, TokenPackerProjector):
         return TOKEN_PACKER
@@ -221,7 +224,9 @@ def _projector_rows(layout: Layout, config: ModelConfig) -> list[Row]:
     # The official `linear` is a bare layer; `mlpNx_gelu` is a Sequential with activations at the odd numbers.
     bare: list[Row] = [("weight", "projector/layers/0/kernel", LINEAR), ("bias", "projector/layers/0/bias", KEEP)]
     numbered = [row for i in range(projector.depth) for row in _linear(str(2 * i), f"projector/layers/{i}")]
-    return bare + numbered if projector.depth == 1 else numbered
+    if projector.depth > 1 or single == "mlp1x_gelu":
+        return numbered
+    return bare if single == "linear" else bare + numbered
 
 
 def _predictor_rules(layout: Layout, config: ModelConfig) -> list[Rule]:

@@ -116,6 +116,7 @@ def export(
         dtype=None if dtype is None else np.dtype(jnp.dtype(dtype)),
         vocab_size=vocab_size,
         without=without,
+        single=json.loads(small["config.json"]).get("mm_projector_type", "linear"),
     )
     if names is None or not carried:
         notes.append("the tower's unused layers are not in this checkpoint and are left out")

@@ -60,6 +60,9 @@ def test_a_single_linear_projector_in_both_spellings() -> None:
     config = dataclasses.replace(TINY, projector=MlpProjector(1))
     names = [rule.source for rule in decoder_rules(OFFICIAL, config) if rule.leaf == "projector/layers/0/kernel"]
     assert names == ["model.mm_projector.weight", "model.mm_projector.0.weight"]
+    for single, name in zip(("linear", "mlp1x_gelu"), names, strict=True):
+        (rule,) = (r for r in decoder_rules(OFFICIAL, config, single) if r.leaf == "projector/layers/0/kernel")
+        assert rule.source == name
 
 
 @pytest.mark.parametrize("prefix", [*TOWER_ALONE, *OFFICIAL.towers, *LLAVA_HF.towers])

@@ -86,6 +86,24 @@ def test_a_tower_whose_embedding_is_read_comes_back(tmp_path: Path) -> None:
     assert content(tmp_path / "back") == content(src)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", None])
+def test_a_projector_of_one_layer_keeps_the_spelling_of_its_config(tmp_path: Path, kind: str | None) -> None:
+    src = torch_folders.golden("checkpoint", tmp_path)
+    torch_folders.golden("vision_tower", tmp_path)
+    torch_folders.change_config(src, mm_projector_type=kind)  # without one the official code makes it linear
+
+    def shorten(tensors: Tensors) -> None:
+        for end in ("weight", "bias"):
+            first, _ = (tensors.pop(f"model.mm_projector.{number}.{end}") for number in (0, 2))
+            tensors[f"model.mm_projector.{'0.' if kind == 'mlp1x_gelu' else ''}{end}"] = first
+
+    torch_folders.change_tensors(src, shorten)
+    convert(src, tmp_path / "model", prefer_tower="inside")
+    export(tmp_path / "model", tmp_path / "back", layout="official")
+    assert content(tmp_path / "back") == content(src)
+    assert (tmp_path / "back" / "config.json").read_bytes() == (src / "config.json").read_bytes()
+
+
 def test_the_copy_of_a_tied_head_is_the_embedding_as_it_became(tmp_path: Path) -> None:
     src = torch_folders.golden("checkpoint", tmp_path)
     torch_folders.golden("vision_tower", tmp_path)
