@@ -42,10 +42,12 @@ class LlamaTokenizer:
         known = {role: self._model.id_to_piece(number) for role, number in known.items() if number >= 0}
         self.roles = known | special.roles
         self._added = {token.text: token for token in special.added}
-        for text in self.roles.values():
+        self._further = sorted(special.further)
+        named = (*self.roles.values(), *self._further)
+        for text in named:
             if text not in self._added and (number := self.id_of(text)) is not None:
                 self._added[text] = AddedToken(text, number, special=True)
-        self._named = frozenset(self._added[text].id for text in self.roles.values() if text in self._added)
+        self._named = frozenset(self._added[text].id for text in named if text in self._added)
         self._split = re.compile("|".join(map(_pattern, sorted(self._added.values(), key=lambda t: -len(t.text)))))
         self._shield = self.roles.get("unk", "")
         self._shield_length = len(self._model.encode(self._shield))
@@ -88,7 +90,7 @@ class LlamaTokenizer:
 
     def serialized(self) -> bytes:
         """All that decides how it encodes."""
-        settings = (self.legacy, self._prefix, sorted(self._added.items()), sorted(self.roles.items()))
+        settings = (self.legacy, self._prefix, sorted(self._added.items()), sorted(self.roles.items()), *self._further)
         return repr(settings).encode() + self._model.serialized_model_proto()
 
     def adds_bos(self) -> bool:

@@ -27,6 +27,7 @@ class SpecialTokens:
     Attributes:
         roles: "bos", "eos", "unk", "pad" to the token's text, as far as the files say.
         added: tokens with ids of their own.
+        further: texts of tokens that are as special as those with a role (`additional_special_tokens`).
         legacy: transformers' `legacy`: every part of a text, not only the first, gets a space in front.
         add_prefix_space: whether a text gets a space in front at all.
         add_bos: whether prompts begin with BOS.
@@ -34,6 +35,7 @@ class SpecialTokens:
 
     roles: dict[str, str]
     added: tuple[AddedToken, ...]
+    further: tuple[str, ...]
     legacy: bool
     add_prefix_space: bool
     add_bos: bool | None
@@ -58,14 +60,20 @@ class SpecialTokens:
         for role in ("bos", "eos", "unk", "pad"):
             entry = config.get(f"{role}_token") or tokens.get(f"{role}_token")
             if entry:
-                roles[role] = entry["content"] if isinstance(entry, dict) else entry
+                roles[role] = _text(entry)
+        further = config.get("additional_special_tokens") or tokens.get("additional_special_tokens") or ()
         return SpecialTokens(
             roles=roles,
             added=tuple(added.values()),
+            further=tuple(map(_text, further)),
             legacy=config.get("legacy") is not False,
             add_prefix_space=config.get("add_prefix_space") is not False,
             add_bos=config.get("add_bos_token"),
         )
+
+
+def _text(entry: str | dict[str, Any]) -> str:
+    return entry["content"] if isinstance(entry, dict) else entry
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:

@@ -123,6 +123,20 @@ def test_added_tokens_are_found_first_and_swallow_spaces(tmp_path: Path) -> None
     assert tokenizer.vocab_size == 514
 
 
+def test_a_further_special_token_takes_the_space_in_front_of_the_text(tmp_path: Path) -> None:
+    added = {"512": {"content": "<im_start>", "special": True}, "513": {"content": "<im_end>", "special": True}}
+    tokenizer = Tokenizer.load(
+        _variant(tmp_path, added_tokens_decoder=added, additional_special_tokens=["<im_start>", {"content": "?"}])
+    )
+    space, mark = (_GOLDEN.backend.id_of(piece) for piece in ("\u2581", "?"))
+    for text, ids in (("<im_start>", [512]), ("<im_end>", [space, 513]), ("?", [mark])):
+        assert tokenizer.encode(text, add_bos=False) == ids
+    plain = Tokenizer.load(_variant(tmp_path, added_tokens_decoder=added))
+    assert plain.encode("<im_start>", add_bos=False) == [space, 512]
+    more = Tokenizer.load(_variant(tmp_path, added_tokens_decoder=added, additional_special_tokens=["<im_start>"]))
+    assert plain.fingerprint() != more.fingerprint()
+
+
 def test_a_fingerprint_is_of_what_decides_the_ids(tmp_path: Path, byte_level: Tokenizer) -> None:
     (tmp_path / "legacy").mkdir()
     variant = Tokenizer.load(_variant(tmp_path / "legacy", legacy=not _GOLDEN.legacy))
