@@ -77,7 +77,7 @@ def optimizer(subject: Subject, case: Case) -> Computed:
     config = _optimizer_config(settings, 0.0)
     axes = Parameters.of(subject.config, config, _mesh(subject)).axes
     groups = Optimizer(config, {path: axes[path] for path in axes if is_trained(path, config)}, 1).groups
-    sources = _sources(subject.config)
+    sources = {name: at for name, at in _sources(subject.config).items() if name in subject.tensors}
     found.info["info.groups"] = [
         {
             "index": index,
@@ -235,7 +235,10 @@ def _tau(case: Case) -> float:
 
 
 def _sources(config: ModelConfig) -> dict[str, tuple[str, int | None, Any]]:
-    """Torch's name of every tensor of decoder, projector and predictors: our path, the layer in it, the transform."""
+    """Torch's name of every tensor of decoder, projector and predictors: our path, the layer in it, the transform.
+
+    A projector of one layer stands here under both of its names.
+    """
     places = {
         leaf: (target.path, index if target.stacked else None)
         for target in targets(config)

@@ -1,12 +1,18 @@
 """The recordings of the official code hold, case by case, at the recording's own tolerances."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dynllava_jax.verify.cases import read_recording
 from dynllava_jax.verify.compare import compare
-from dynllava_jax.verify.runner import SUPPORTED
+from dynllava_jax.verify.runner import SUPPORTED, verify
 from dynllava_jax.verify.subject import Subject
+from tests.convert.torch_folders import Tensors, change_config, change_tensors
 from tests.golden_files import arrays
+from tests.verify.recordings import change_json, part
 
 NEVER_COMPARED = {
     "01_vision_features": {"clip_hidden_3"},
@@ -29,6 +35,27 @@ def test_case_holds(name: str, subject: Subject) -> None:
     assert compared | set(report.not_compared) == set(case.outputs)
     empty = {array for array, value in case.outputs.items() if name.startswith("13") and value.shape == (0,)}
     assert set(report.not_compared) == NEVER_COMPARED.get(name, set()) | empty
+
+
+def test_the_groups_of_a_linear_projector(tmp_path: Path) -> None:
+    """Its tensors could also be called as `mlp1x_gelu` calls them; a group has the ones that there are."""
+    folder = part(tmp_path / "linear", "12_optimizer_groups")
+    change_config(folder / "checkpoint", mm_projector_type="linear")
+
+    def shorten(tensors: Tensors) -> None:
+        for end in ("weight", "bias"):
+            tensors[f"model.mm_projector.{end}"] = tensors.pop(f"model.mm_projector.0.{end}")
+            del tensors[f"model.mm_projector.2.{end}"]
+
+    change_tensors(folder / "checkpoint", shorten)
+    file = folder / "cases" / "12_optimizer_groups.json"
+    info = json.loads(file.read_text())["info"]
+    for group in info["groups"]:
+        names = [name.replace("mm_projector.0.", "mm_projector.") for name in group["params"]]
+        group["params"] = [name for name in names if "mm_projector.2." not in name]
+    change_json(file, info=info)
+    recording = read_recording(folder)
+    assert verify(recording, recording.names).ok
 
 
 def test_every_inference_case_is_here() -> None:
