@@ -243,8 +243,8 @@ class Recorder:
         return arrays
 
     def greedy(self, ids, image, count):
-        options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": self.model.config.vocab_size - 1}
-        options.update({"use_cache": True, "return_dict_in_generate": True, "output_scores": True})
+        options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": self.model.config.vocab_size}
+        options.update({"use_cache": True, "return_dict_in_generate": True, "output_scores": True})  # no id ends it
         with self.torch.no_grad():
             made = self.model.generate(self.tensor(ids), images=self.tensor(image), **options)
         logits = np.stack([host(score) for score in made.scores], 1)

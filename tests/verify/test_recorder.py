@@ -42,6 +42,12 @@ class StandIn:
         cache = [(torch.zeros(rows, 1, tokens, WIDTH),) * 2] * 2, [torch.full((rows,), tokens)] * 2
         return SimpleNamespace(logits=torch.zeros(rows, tokens, VOCAB), past_key_values=cache)
 
+    def generate(self, ids: Any, max_new_tokens: int, eos_token_id: int, **options: Any) -> Any:
+        """Counts down from the last id of the vocabulary."""
+        drawn = [VOCAB - 1 - step for step in range(max_new_tokens)]
+        drawn = drawn[: drawn.index(eos_token_id) + 1 if eos_token_id in drawn else None]
+        return SimpleNamespace(sequences=torch.tensor([[1, *drawn]]), scores=[torch.zeros(1, VOCAB)] * len(drawn))
+
 
 class Predictor(torch.nn.Module):
     def forward(self, x: Any, policy: Any = None) -> Any:
@@ -76,3 +82,8 @@ def test_without_their_predictor_all_tokens_of_an_answer_are_kept(predictors: tu
     assert {"logits", "hidden", "position", "cache_len", "cache_true_len"} <= steps.keys()
     assert ("text_logits" in steps) == (OUTPUT in predictors)
     np.testing.assert_array_equal(steps["text_decision"], np.full((2, 2), OUTPUT not in predictors))
+
+
+def test_no_token_ends_an_answer_early() -> None:
+    found = recorder().greedy(np.array([[1, -200, 5]], np.int32), np.zeros((1, 3, 2, 2), np.float32), 3)
+    np.testing.assert_array_equal(found["greedy_ids"], [[6, 5, 4]])
