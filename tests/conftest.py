@@ -11,6 +11,8 @@ import pytest
 # jax reads these when it is imported, so they stand before anything that imports it. dynllava_jax itself must not be
 # imported here: the shape checker instruments only modules that are imported after it.
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8", JAX_DEFAULT_MATMUL_PRECISION="highest")
+# As `cli.cpu_threads` sets it: with fewer threads, two programs that run on all eight at a time wait for each other.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Test programs run once on a handful of numbers: most of the time went into optimising their machine code.
