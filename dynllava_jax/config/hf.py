@@ -211,9 +211,9 @@ def _text_prep(
     if not isinstance(limit, int) or limit >= _UNLIMITED:
         limit = decoder.context
     ids = {}
-    for name, default in (("bos", 1), ("eos", 2), ("pad", 0)):
+    for name, default in (("bos", 1), ("eos", 2), ("pad", None)):
         ids[name] = files.config.get(f"{name}_token_id", text.get(f"{name}_token_id", default))
-        if not isinstance(ids[name], int):
+        if not isinstance(ids[name], int) and not (name == "pad" and ids[name] is None):
             raise InputError(f"{text.file}: {name}_token_id must be one number, not {ids[name]!r}.")
     return TextPrep(
         template=template,

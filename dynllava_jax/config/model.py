@@ -40,13 +40,14 @@ class TextPrep:
     """How a conversation becomes token ids.
 
     `round_ids` are the ids of the marker that opens a user's turn ("USER:" directly after `</s>`); the last
-    match of them in the text after the image starts the last instruction.
+    match of them in the text after the image starts the last instruction. The embedding of `pad_id` is not trained, as
+    torch's `padding_idx` is not; without one all are, and 0 stands behind answers that have ended.
     """
 
     template: str = "vicuna_v1"
     bos_id: int = 1
     eos_id: int = 2
-    pad_id: int = 0
+    pad_id: int | None = 0
     round_ids: tuple[int, ...] = (11889, 29901)
     max_length: int = 2048
 

@@ -270,7 +270,7 @@ class Engine:
 
     def _segment_plan(self, sparsity: SparsityConfig) -> SegmentPlan:
         plan = self._extend_plan("output", sparsity)
-        return SegmentPlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id)
+        return SegmentPlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id or 0)
 
     def _extend_plan(self, judge: Any, sparsity: SparsityConfig) -> ExtendPlan:
         probe = Probe(logits=self._collect_logits and judge == "output")
@@ -278,7 +278,7 @@ class Engine:
 
     def _nocache_plan(self, shape: Shape, sparsity: SparsityConfig) -> nocache.NoCachePlan:
         plan = self._prefill_plan(shape, sparsity)
-        return nocache.NoCachePlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id)
+        return nocache.NoCachePlan(plan, self.buckets.segment, self.stop_ids, self.config.text_prep.pad_id or 0)
 
     def _limit(self, steps: int | None) -> Int[Array, ""]:
         return self.place(np.int32(self.buckets.segment if steps is None else min(steps, self.buckets.segment)))

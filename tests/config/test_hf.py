@@ -227,6 +227,15 @@ def test_what_llava_hf_has_and_we_do_not(change: dict[str, Any], needle: str) ->
     assert str(caught.value).startswith("config.json")
 
 
+def test_a_model_without_a_padding_token() -> None:
+    """A number of its own would keep the gradient from that token's embedding, which the official code trains."""
+    without = {key: value for key, value in LLAVA_1_5_7B.items() if key != "pad_token_id"}
+    for described in (without, without | {"pad_token_id": None}):
+        found = from_hf(described, CLIP)
+        assert found.text_prep.pad_id is None
+        assert both_ways(found) == found
+
+
 @pytest.mark.parametrize(("select", "features"), [("default", "patch"), ("full", "cls_patch")])
 def test_feature_selection(select: str, features: str) -> None:
     found = from_hf(LLAVA_HF_7B | {"vision_feature_select_strategy": select, "vision_feature_layer": -1})
