@@ -29,15 +29,16 @@ _FREE = (
 compared by their fingerprint, wherever they lie; what `eval` holds out of them shows there too."""
 
 
-def identity(config: TrainConfig, data: str, steps: int) -> dict[str, Any]:
+def identity(config: TrainConfig, data: str, steps: int, loss_groups: int) -> dict[str, Any]:
     """What a checkpoint remembers of its run; plain JSON.
 
     Args:
         config: of the run.
         data: fingerprint of samples and plan.
         steps: of the whole run.
+        loss_groups: of whose mean losses its loss is the mean.
     """
-    return {"config": to_json(config), "data": data, "steps": steps}
+    return {"config": to_json(config), "data": data, "steps": steps, "loss_groups": loss_groups}
 
 
 def check_same_run(
@@ -66,6 +67,9 @@ def check_same_run(
         found.append(f"the run had {saved.get('steps')} steps and has {now['steps']}")
     if saved.get("data") != now["data"]:
         found.append("the data, or the order of the samples, are others")
+    # Where it is not 1, mesh and device_batch_size decide what is trained. Older checkpoints do not say.
+    if (groups := saved.get("loss_groups")) not in (None, now["loss_groups"]):
+        found.append(f"the loss was the mean of {groups} means (loss.normalise) and is that of {now['loss_groups']}")
     found += others
     if found and not force:
         raise InputError(

@@ -237,7 +237,7 @@ def _checkpoints(run: Run, options: Options) -> TrainingCheckpoints:
 
 
 def _memory(run: Run) -> dict[str, Any]:
-    return identity(run.config, run.samples.fingerprint, len(run.samples.plan))
+    return identity(run.config, run.samples.fingerprint, len(run.samples.plan), run.trainer.loss_groups)
 
 
 def _begin_or_resume(run: Run, checkpoints: TrainingCheckpoints, options: Options) -> tuple[TrainState, int]:

@@ -217,10 +217,14 @@ class Trainer:
         root = jax.random.fold_in(random_key(self.config.seed), step)
         return jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(rows))
 
-    def _shares(self, batch: Batch) -> Shares:
+    @property
+    def loss_groups(self) -> int:
+        """Groups of samples of whose mean losses the loss is the mean, see `LossConfig.normalise`."""
         per_device = self.config.loss.normalise == "per_device"
-        groups = self.division.devices * self.division.accumulation if per_device else 1
-        return shares(batch.need_labels(), batch.lengths, groups)
+        return self.division.devices * self.division.accumulation if per_device else 1
+
+    def _shares(self, batch: Batch) -> Shares:
+        return shares(batch.need_labels(), batch.lengths, self.loss_groups)
 
     def _split(self, x: Array) -> Array:
         """[B, …] to [A, B/A, …]: every device cuts its own rows, none travels."""

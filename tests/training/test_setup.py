@@ -9,11 +9,13 @@ import pytest
 
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.presets import tiny
-from dynllava_jax.config.training import InitConfig, LogConfig, OptimizerConfig, TrainConfig
+from dynllava_jax.config.training import InitConfig, LogConfig, LossConfig, OptimizerConfig, TrainConfig
 from dynllava_jax.errors import InputError
+from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.testing.tokenizer import write_tokenizer
 from dynllava_jax.training.identity import check_same_run, identity
 from dynllava_jax.training.setup import settle
+from dynllava_jax.training.step import Trainer
 
 DATA = DataConfig(max_length=128)
 
@@ -70,9 +72,9 @@ def test_samples_must_fit_the_context(checkpoint: Path) -> None:
 BASE = TrainConfig()
 
 
-def compare(after: TrainConfig, data: str = "a", steps: int = 9, *, force: bool = False) -> list[str]:
-    saved = json.loads(json.dumps(identity(BASE, "a", 9)))
-    return check_same_run("work", saved, identity(after, data, steps), force=force)
+def compare(after: TrainConfig, data: str = "a", steps: int = 9, groups: int = 1, *, force: bool = False) -> list[str]:
+    saved = json.loads(json.dumps(identity(BASE, "a", 9, 1)))
+    return check_same_run("work", saved, identity(after, data, steps, groups), force=force)
 
 
 def test_a_run_goes_on_wherever_it_computes() -> None:
@@ -110,3 +112,15 @@ def test_another_run_is_refused_unless_forced(change: dict[str, Any], data: str,
     assert words in str(caught.value)
     assert "--resume=force" in str(caught.value)
     assert compare(after, data, steps, force=True) == [words]
+
+
+def test_a_mean_of_means_is_another_with_other_devices() -> None:
+    loss = LossConfig(normalise="per_device")
+    spread = TrainConfig(global_batch_size=8, mesh="data=2", device_batch_size=2, loss=loss)
+    for config, groups in ((spread, 4), (dataclasses.replace(spread, loss=LossConfig()), 1)):
+        assert Trainer(tiny(), config, make_mesh("data=2"), 10).loss_groups == groups
+    words = "the loss was the mean of 1 means (loss.normalise) and is that of 4"
+    assert compare(BASE, groups=4, force=True) == [words]
+    old = identity(BASE, "a", 9, 1)
+    del old["loss_groups"]
+    assert check_same_run("work", old, identity(BASE, "a", 9, 4), force=False) == []
