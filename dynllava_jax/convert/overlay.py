@@ -19,17 +19,28 @@ TRAINED = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 PROJECTOR = ("mm_projector.bin", "mm_projector.safetensors")
 
 _LOW_RANK = re.compile(r"(.*)\.lora_(A|B)(?:\.default)?\.weight")
+_ADAPTED = re.compile(r"(.*)\.base_layer\.weight")
+"""What was adapted itself, which peft saves beside its adapters where that is the head."""
+
 _PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
     "bias": "none",
     "fan_in_fan_out": False,
     "use_dora": False,
     "modules_to_save": None,
     "rank_pattern": {},
     "alpha_pattern": {},
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
+    "velora_config": None,
 }
 """What an adapter_config.json may say besides rank and alpha; these are peft's defaults."""
 
-_MOVES_BASE = ("pissa", "olora", "corda", "loftq")
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin, peft's `init_lora_weights`, that take out of the base what they put into the adapters."""
 
 
@@ -98,7 +109,10 @@ class OverlaidWeights(TorchWeights):
         problems: list[str] = []
         for name in adapter.infos:
             if match := _LOW_RANK.fullmatch(name):
-                halves.setdefault(f"{plain_name(match[1])}.weight", {})[match[2]] = name
+                halves.setdefault(plain_name(f"{match[1]}.weight"), {})[match[2]] = name
+            elif match := _ADAPTED.fullmatch(name):
+                own = plain_name(f"{match[1]}.weight")
+                self._over[own], self.infos[own] = (adapter, name), adapter.infos[name]
             else:
                 problems.append(f"{name} is no low-rank matrix")
         factor, rank = scale
