@@ -169,8 +169,8 @@ def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
     decoder = decoder_from_hf(text, tied)
     # LlavaConfig without a vision_config means CLIP-L/14 at 336 pixels; with one, CLIPVisionConfig's own defaults.
     tower = source.nested("vision_config")
-    if not tower.values:
-        tower = Source(_CLIP_LARGE, f"{source.file}: vision_config")
+    if source.get("vision_config") is None:
+        tower = Source(_CLIP_LARGE, tower.file)
     features = source.choose("vision_feature_select_strategy", "default", {"default": "patch", "full": "cls_patch"})
     vision = vision_from_hf(tower, source.get("vision_feature_layer", -2), features)
     whole = source.get("model_type") == "llava_next"

@@ -1,6 +1,6 @@
 """Llama's `config.json` and our decoder config, both ways.
 
-Defaults are those of transformers' `LlamaConfig`, since its files leave out what has the default value.
+Defaults are those of transformers' `LlamaConfig` or `MistralConfig`, since files leave out what has the default value.
 """
 
 from typing import Any
@@ -15,6 +15,14 @@ from dynllava_jax.config.decoder import (
 from dynllava_jax.config.source import Source
 from dynllava_jax.errors import InputError
 
+_MISTRAL = {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+"""Where `MistralConfig`'s defaults are not `LlamaConfig`'s; a null is a value of its own."""
+
 
 def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> DecoderConfig:
     """Reads the keys of `LlamaConfig`, in transformers 4's spelling or 5's.
@@ -23,15 +31,16 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
         source: the whole config of an official checkpoint, or the `text_config` of a llava-hf one.
         tie_embeddings: overrules the source's own `tie_word_embeddings` (llava-hf keeps it one level up).
     """
+    if source.get("model_type") in ("mistral", "llava_mistral"):
+        source = Source(_MISTRAL | dict(source.values), source.file)
     source.only("hidden_act", "silu", "the decoder is a Llama")
-    source.only("sliding_window", None, "every token attends to all before it")
     source.only("mlp_bias", False, "the decoder's MLP has no bias")
     heads = source.get("num_attention_heads", 32)
     hidden = source.get("hidden_size", 4096)
     scaling, theta = _rope_from_hf(source)
     tied = source.get("tie_word_embeddings", False) if tie_embeddings is None else tie_embeddings
     with source.named():
-        return DecoderConfig(
+        config = DecoderConfig(
             vocab_size=source.get("vocab_size", 32000),
             hidden_size=hidden,
             intermediate_size=source.get("intermediate_size", 11008),
@@ -47,6 +56,14 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
             tie_embeddings=tied,
             initializer_range=source.real("initializer_range", 0.02),
         )
+    window = source.get("sliding_window")
+    if window is not None and not (isinstance(window, int) and window >= config.context):
+        raise InputError(
+            f"{source.file}: sliding_window {window!r} is not supported in a context of {config.context} tokens (every "
+            "token attends to all before it); only null is, which a Mistral must say, or a shorter "
+            "max_position_embeddings."
+        )
+    return config
 
 
 def decoder_to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -85,8 +102,8 @@ def _head_dim(source: Source, hidden: Any, heads: Any) -> int:
 
 
 def _rope_from_hf(source: Source) -> tuple[RopeScaling | None, float]:
-    """`rope_parameters` (transformers 5, theta inside) or `rope_scaling` (4, with `type` or `rope_type`)."""
-    rope = source.nested("rope_parameters" if source.get("rope_parameters") else "rope_scaling")
+    """`rope_scaling` (transformers 4, with `type` or `rope_type`), else `rope_parameters` (5, theta inside)."""
+    rope = source.nested("rope_scaling" if source.get("rope_scaling") else "rope_parameters")
     theta = rope.real("rope_theta", source.real("rope_theta", 10000.0))
     rope.only("partial_rotary_factor", 1.0, "every channel is rotated")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -100,6 +117,7 @@ def _rope_from_hf(source: Source) -> tuple[RopeScaling | None, float]:
         if kind == "llama3":
             low, high = rope.real("low_freq_factor"), rope.real("high_freq_factor")
             length = rope.need("original_max_position_embeddings")
+            source.only("original_max_position_embeddings", length, f"{rope.file} says otherwise")
             return Llama3Scaling(rope.real("factor"), low, high, length), theta
     raise InputError(f"{rope.file}: rope_type {kind!r} is not supported; use default, linear, dynamic or llama3.")
 

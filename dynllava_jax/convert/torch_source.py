@@ -40,7 +40,7 @@ def open_torch(src: AnyPath, base: AnyPath | None, notes: list[str]) -> TorchSou
     bare = config.get("model_type") in BARE_MODEL_TYPES
     if bare:
         notes.append(f"{src} is a language model alone: LLaVA-1.5's projector (mlp2x_gelu) is made for it")
-        config = {**config, **LLAVA_1_5, "model_type": "llava_llama"}
+        config = {**config, **LLAVA_1_5, "model_type": f"llava_{config['model_type']}"}
     if config.get("image_aspect_ratio") == "anyres" or config.get("model_type") == "llava_next":
         notes.append("trained with tiles (anyres), which are not built: a picture is seen whole, padded to a square")
     layouts = [layout for layout in LAYOUTS if f"{layout.decoder}embed_tokens.weight" in weights.infos]

@@ -68,6 +68,14 @@ LLAVA_HF_7B = {
     "tie_word_embeddings": False,
 }
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 
 def both_ways(config: ModelConfig) -> ModelConfig:
     written = json.loads(json.dumps([to_hf(config), vision_to_hf(config.vision), image_prep_to_hf(config.image_prep)]))
@@ -182,16 +190,16 @@ def test_what_the_official_layout_cannot_express(config: ModelConfig, needle: st
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, None, 5e5),
         ({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 5e5}}, LinearScaling(4.0), 5e5),
         (
-            {
-                "rope_scaling": {
-                    "rope_type": "llama3",
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 8192,
-                }
-            },
+            {"rope_scaling": LLAMA3},
             Llama3Scaling(8.0, 1.0, 4.0, 8192),
+            10000.0,
+        ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            },
+            LinearScaling(2.0),
             10000.0,
         ),
     ],
@@ -210,6 +218,10 @@ def test_rope_in_both_spellings(rope: dict[str, Any], scaling: RopeScaling | Non
         ({"text_config": {"mlp_bias": True}}, "text_config: mlp_bias True"),
         ({"text_config": {"rope_scaling": {"type": "linear"}}}, "rope_scaling has no factor"),
         ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
+        (
+            {"text_config": {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096}},
+            "original_max_position_embeddings 4096 is not supported (config.json: text_config: rope_scaling says",
+        ),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "model_type 'siglip_vision_model'"),
         ({"vision_config": {**CLIP, "num_attention_heads": 7}}, "vision.num_heads 7 does not divide"),
         ({"vision_feature_layer": [-2, -5]}, "several tower layers [-2, -5]"),
@@ -225,6 +237,24 @@ def test_what_llava_hf_has_and_we_do_not(change: dict[str, Any], needle: str) ->
         from_hf(LLAVA_HF_7B | change)
     assert needle in str(caught.value)
     assert str(caught.value).startswith("config.json")
+
+
+def test_mistrals_defaults() -> None:
+    """Its files leave out other values than a Llama's do, a window among them."""
+    found = from_hf(LLAVA_HF_7B | {"text_config": {"model_type": "mistral", "sliding_window": None}}).decoder
+    assert (found.intermediate_size, found.num_kv_heads, found.max_positions) == (14336, 8, 131072)
+    short: dict[str, Any] = {"model_type": "mistral", "max_position_embeddings": 4096}
+    for text in (short, short | {"sliding_window": 4096}):
+        assert from_hf(LLAVA_HF_7B | {"text_config": text}).decoder.context == 4096
+    for text in ({"model_type": "mistral"}, short | {"sliding_window": 4095}):
+        with pytest.raises(InputError, match=r"text_config: sliding_window 409\d is not supported in"):
+            from_hf(LLAVA_HF_7B | {"text_config": text})
+
+
+def test_a_tower_of_defaults() -> None:
+    """An empty object is a tower of CLIPVisionConfig's own defaults; a null, LLaVA-1.5's."""
+    widths = [from_hf(LLAVA_HF_7B | {"vision_config": tower}).vision.hidden_size for tower in ({}, None)]
+    assert widths == [768, 1024]
 
 
 def test_a_model_without_a_padding_token() -> None:

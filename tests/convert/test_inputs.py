@@ -85,7 +85,12 @@ def test_lora_is_merged_and_the_rest_replaced(tmp_path: Path, base: Path) -> Non
     [
         ({"bias": "all"}, "bias 'all' is not supported"),
         ({"use_dora": True}, "use_dora True is not supported"),
+        ({"peft_type": "ADALORA"}, "peft_type 'ADALORA' is not supported"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication .* is not supported"),
+        ({"alora_invocation_tokens": [5, 7]}, r"alora_invocation_tokens \[5, 7\] is not supported"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config .* is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' has changed the base's weights too"),
+        ({"init_lora_weights": "lora_ga"}, "'lora_ga' has changed the base's weights too"),
         ({"r": 3}, "does not fit adapters"),
         ({"r": "four"}, "must give r and lora_alpha as numbers"),
     ],
@@ -94,6 +99,21 @@ def test_adapters_that_cannot_be_merged(tmp_path: Path, base: Path, change: dict
     with pytest.raises(InputError, match=needle):
         convert(lora(tmp_path, adapters(), **change), tmp_path / "model", base=base, vision_tower=TOWER)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_adapted_head(tmp_path: Path, base: Path, own: bool) -> None:
+    """The head itself may be saved beside its adapters, as peft does with embeddings."""
+    rng = np.random.default_rng(1)
+    start = torch_folders.tensors_of(base)["lm_head.weight"]
+    a, b = rng.standard_normal((4, start.shape[1]), np.float32), rng.standard_normal((start.shape[0], 4), np.float32)
+    saved = {"lora_A.weight": a, "lora_B.weight": b}
+    if own:
+        start = saved["base_layer.weight"] = rng.standard_normal(start.shape, np.float32)
+    src = lora(tmp_path, {f"{PREFIX}lm_head.{name}": tensor for name, tensor in saved.items()})
+    convert(src, tmp_path / "model", base=base, vision_tower=TOWER, predictors=False)
+    found = loaded(tmp_path / "model")["decoder/head/kernel"]
+    np.testing.assert_allclose(found, (start + 2.0 * (b @ a)).T, rtol=1e-6, atol=1e-6)
 
 
 def test_adapters_of_another_model(tmp_path: Path, base: Path) -> None:
@@ -131,6 +151,12 @@ def test_a_bare_language_model_gets_a_projector(tmp_path: Path, base: Path) -> N
     assert without_untrained(open_source(tmp_path / "model")).sparsity.image_selector is None
 
 
+def test_a_bare_mistral_has_mistrals_defaults(tmp_path: Path, base: Path) -> None:
+    torch_folders.change_config(base, model_type="mistral", sparse_config=None, max_position_embeddings=None)
+    with pytest.raises(InputError, match="sliding_window 4096 is not supported in a context of 131072 tokens"):
+        convert(base, tmp_path / "model", vision_tower=TOWER)
+
+
 def test_llava_1_6_keeps_its_newline_and_says_what_it_loses(tmp_path: Path) -> None:
     from dynllava_jax.convert.to_torch import export
     from tests.convert.test_to_torch import content
@@ -139,7 +165,11 @@ def test_llava_1_6_keeps_its_newline_and_says_what_it_loses(tmp_path: Path) -> N
     torch_folders.golden("vision_tower", tmp_path)
     (src / "config.json").write_text((GOLDEN / "config_llava15_base.json").read_text())
     torch_folders.change_config(
-        src, model_type="llava_mistral", image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad"
+        src,
+        model_type="llava_mistral",
+        image_aspect_ratio="anyres",
+        mm_patch_merge_type="spatial_unpad",
+        sliding_window=4096,
     )
 
     def change(tensors: Tensors) -> None:
