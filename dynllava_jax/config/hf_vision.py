@@ -23,7 +23,8 @@ def vision_from_hf(source: Source, select_layer: Any, select_feature: Any) -> Vi
     source.only("num_channels", 3, "pictures are RGB")
     if not isinstance(select_layer, int):
         raise InputError(
-            f"{source.file}: features of several tower layers {select_layer!r} are not supported; give one."
+            f"{source.file}: features of several tower layers {select_layer!r} (vision_feature_layer, "
+            "mm_vision_select_layer) are not supported; give one number."
         )
     with source.named():
         return VisionConfig(

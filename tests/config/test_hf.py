@@ -224,7 +224,7 @@ def test_rope_in_both_spellings(rope: dict[str, Any], scaling: RopeScaling | Non
         ),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "model_type 'siglip_vision_model'"),
         ({"vision_config": {**CLIP, "num_attention_heads": 7}}, "vision.num_heads 7 does not divide"),
-        ({"vision_feature_layer": [-2, -5]}, "several tower layers [-2, -5]"),
+        ({"vision_feature_layer": [-2, -5]}, "several tower layers [-2, -5] (vision_feature_layer"),
         ({"vision_feature_select_strategy": "some"}, "use one of default, full"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias False"),
