@@ -14,14 +14,17 @@ _ORDER, _BETA = 6, 2.0
 
 
 def chrf(text: str, reference: str) -> float:
-    """Character n-gram F-score, from 0 to 1 (Popović 2015; n to 6, recall counts twice, blanks left out)."""
+    """Character n-gram F-score, from 0 to 1 (Popović 2015; n to 6, recall counts twice, blanks left out).
+
+    Lengths that one of the texts is too short for are left out, as sacrebleu does.
+    """
     precisions, recalls = [], []
     for size in range(1, _ORDER + 1):
         ours, wanted = _grams(text, size), _grams(reference, size)
-        if not wanted:
+        if not ours or not wanted:
             break
         common = sum((ours & wanted).values())
-        precisions.append(common / max(1, sum(ours.values())))
+        precisions.append(common / sum(ours.values()))
         recalls.append(common / sum(wanted.values()))
     if not any(precisions):
         return 0.0

@@ -24,6 +24,15 @@ def test_chrf() -> None:
     assert chrf("abcdefgx", "abcdefgh") == pytest.approx(sum(shares) / 6)
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "wanted"),
+    [("red", "a red car", 0.3710506980161646), ("a red car", "red", 0.7023643949930458), ("", "", 0.0)],
+)
+def test_chrf_of_a_text_that_is_shorter_than_six_is_sacrebleus(text: str, reference: str, wanted: float) -> None:
+    """Numbers of sacrebleu 2.6, CHRF()."""
+    assert chrf(text, reference) == pytest.approx(wanted)
+
+
 def test_objects_are_counted_as_often_as_they_are_there() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
