@@ -183,7 +183,7 @@ class Progress:
     def __init__(self, start: int, total: int) -> None:
         from tqdm import tqdm
 
-        self._start, self._total = start, total
+        self._start, self._total, self._counted = start, total, start
         self._began = self._said = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -197,8 +197,10 @@ class Progress:
         now = time.monotonic()
         if step in (self._start + 1, self._total) or now - self._said >= _LINE_SECONDS:
             self._said = now
-            left = (self._total - step) * (now - self._began) / max(1, step - self._start)
+            left = (self._total - step) * (now - self._began) / max(1, step - self._counted)
             print(f"step {step}/{self._total}  {summary(values)}  ETA {spell_time(left)}", file=sys.stderr, flush=True)
+        if self._counted == self._start:
+            self._began, self._counted = now, step  # the first step compiled, which those to come do not
 
     def close(self) -> None:
         if self._bar is not None:

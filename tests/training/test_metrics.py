@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from dynllava_jax.config.training import LogConfig, TrainConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.training import metrics
-from dynllava_jax.training.metrics import check_packages, open_writers, summary
+from dynllava_jax.training.metrics import Progress, check_packages, open_writers, spell_time, summary
 
 QUIET = TrainConfig(log=LogConfig(tensorboard=False))
 
@@ -119,6 +120,19 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(tmp_path: Path, caps
     assert [line.split()[1] for line in lines] == ["1/6", "6/6"]
     assert "loss 0.5  image 0.20  ETA 0:00:0" in lines[0]
     assert lines[1].endswith("ETA 0:00:00")
+
+
+def test_compiling_is_not_taken_for_the_pace_of_the_steps_to_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = Progress(10, 1010)
+    for step in range(11, 33):
+        now += 600.0 if step == 11 else 2.0
+        progress.write(step, {"loss": 0.5})
+    later = capsys.readouterr().err.splitlines()[1]
+    assert later == f"step 26/1010  loss 0.5  ETA {spell_time(2.0 * (1010 - 26))}"
 
 
 def test_progress_on_a_terminal_is_a_bar(
