@@ -169,7 +169,10 @@ def _lines(args: argparse.Namespace, report: Any) -> Iterator[str]:
                 yield f"  {label:>7} tokens {count:>8} {'▇' * -(-40 * count // most)}"
     if args.no_pictures:
         yield "  pictures were not opened"
-    yield "every sample can be used" if report.ok else f"{report.bad_count} samples cannot be used"
+    if report.bad or report.ok:
+        yield f"{report.bad_count} samples cannot be used" if report.bad else "every sample can be used"
+    else:
+        yield f"{len(report.damaged)} shards are not what was packed"
 
 
 def _some(words: Iterable[Any]) -> str:

@@ -45,6 +45,19 @@ def test_pack_and_check(data: Path, tmp_path: Path, checkpoint: Path, capsys: py
     assert "every sample can be used" in said
 
 
+def test_a_damaged_shard_is_the_last_word_where_every_sample_is_good(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pack", data, tmp_path / "packed") == 0
+    (shard,) = (tmp_path / "packed").glob("*.arrayrecord")
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    capsys.readouterr()
+    assert run("check", tmp_path / "packed") == 1
+    assert capsys.readouterr().out.endswith("1 shards are not what was packed\n")
+
+
 def test_json_stands_alone_on_stdout(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", data, "--json", "--no-pictures") == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 4
