@@ -6,7 +6,9 @@ in training nothing is compacted, so the deep stack sees every token). What rema
 counted once. Norms, softmax and activations are left out.
 
 A gradient costs one product for the parameters, where they are trained, and one for the input, where something
-trained lies before it.
+trained lies before it. Parts are not taken apart: the first trained one (tower, projector, a stack with its adapters)
+is counted with the gradients of its own first inputs, which nothing asks for. FastV's look at one row of attention is
+left out.
 """
 
 import dataclasses
