@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,11 +74,9 @@ def test_a_full_disk_behind_stdout(words: tuple[str, ...]) -> None:
 
 
 def test_half_a_file_is_not_left(tmp_path: Path) -> None:
-    def little_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
+    little_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
     file = tmp_path / "samples.json"
-    status, said = start((*MAIN, "samples", "--json", str(file)), preexec_fn=little_room)
+    status, said = start((MAIN[0], f"{little_room}; {MAIN[1]}", "samples", "--json", str(file)))
     assert (status, said) == (2, f"dynllava: error: --json {file} cannot be written: File too large.\n")
     assert not file.exists()
 
