@@ -42,6 +42,11 @@ class LlamaTokenizer:
         known = {role: self._model.id_to_piece(number) for role, number in known.items() if number >= 0}
         self.roles = known | special.roles
         self._added = {token.text: token for token in special.added}
+        if special.words:
+            raise InputError(
+                f"{file}: the added token {special.words[0]!r} is single_word, which is not served; say false in "
+                "tokenizer_config.json if no text has it inside a word."
+            )
         self._further = sorted(special.further)
         named = (*self.roles.values(), *self._further)
         for text in named:

@@ -27,6 +27,7 @@ class SpecialTokens:
     Attributes:
         roles: "bos", "eos", "unk", "pad" to the token's text, as far as the files say.
         added: tokens with ids of their own.
+        words: texts of added tokens that stand for whole words only (`single_word`).
         further: texts of tokens that are as special as those with a role (`additional_special_tokens`).
         legacy: transformers' `legacy`: every part of a text, not only the first, gets a space in front.
         add_prefix_space: whether a text gets a space in front at all.
@@ -35,6 +36,7 @@ class SpecialTokens:
 
     roles: dict[str, str]
     added: tuple[AddedToken, ...]
+    words: tuple[str, ...]
     further: tuple[str, ...]
     legacy: bool
     add_prefix_space: bool
@@ -42,8 +44,15 @@ class SpecialTokens:
 
     @staticmethod
     def read(folder: epath.Path) -> "SpecialTokens":
+        """Raises InputError for a file that cannot be read, or that asks for an end-of-sequence token in each text."""
         config = _read_json(folder / "tokenizer_config.json")
+        if config.get("add_eos_token"):
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'} sets add_eos_token, with which every prompt would end in "
+                "the token that ends an answer; set it to false."
+            )
         tokens = _read_json(folder / "special_tokens_map.json")
+        given = config.get("added_tokens_decoder", {})
         added = {
             entry["content"]: AddedToken(
                 entry["content"],
@@ -52,7 +61,7 @@ class SpecialTokens:
                 rstrip=bool(entry.get("rstrip")),
                 special=bool(entry.get("special")),
             )
-            for number, entry in config.get("added_tokens_decoder", {}).items()
+            for number, entry in given.items()
         }
         for text, number in _read_json(folder / "added_tokens.json").items():
             added.setdefault(text, AddedToken(text, int(number)))
@@ -65,6 +74,7 @@ class SpecialTokens:
         return SpecialTokens(
             roles=roles,
             added=tuple(added.values()),
+            words=tuple(entry["content"] for entry in given.values() if entry.get("single_word")),
             further=tuple(map(_text, further)),
             legacy=config.get("legacy") is not False,
             add_prefix_space=config.get("add_prefix_space") is not False,

@@ -218,3 +218,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer_config.json cannot be read as JSON"):
         Tokenizer.load(tmp_path)
+
+
+def test_what_is_not_served_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer_config.json sets add_eos_token.*; set it to false"):
+        Tokenizer.load(_variant(tmp_path, add_eos_token=True))
+    Tokenizer.load(_variant(tmp_path, add_eos_token=False))
+    token = {"content": "car", "single_word": True}
+    with pytest.raises(InputError, match=r"the added token 'car' is single_word, which is not served"):
+        Tokenizer.load(_variant(tmp_path, added_tokens_decoder={"511": token}))
