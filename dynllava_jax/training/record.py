@@ -70,7 +70,8 @@ class Recorder:
         # Answers that are all too short to be sparsified have no keep rate, which is another thing than 0.
         values = {name: value for name, value in values.items() if value == value or not name.endswith("_keep_rate")}
         values["skipped"] = self._samples.rows(step - 1) - values["samples"]
-        self._done = step, values | self._speed(step, time.perf_counter() - self._since)
+        tokens = values.pop("read_tokens")
+        self._done = step, values | self._speed(step, tokens, time.perf_counter() - self._since)
         self._since = time.perf_counter()
         if (problem := self._watch.problem(values["loss"]) or gradient_problem(values)) is not None:
             self.note()
@@ -92,9 +93,10 @@ class Recorder:
         """Leaves what was done since the last step out of the next one's time."""
         self._since = time.perf_counter()
 
-    def _speed(self, step: int, seconds: float) -> dict[str, float]:
+    def _speed(self, step: int, tokens: float, seconds: float) -> dict[str, float]:
+        """`tokens` are those of the samples that could be read, on whatever process; padding is none."""
         planned = self._samples.plan[step - 1]
-        speed = {"seconds": seconds, "tokens_per_second": self._samples.tokens(step - 1) / seconds}
+        speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         if self._peak is not None:
             rows = self._config.global_batch_size
             flops = training_flops(

@@ -29,11 +29,6 @@ class Samples(NamedTuple):
         """Samples of a step's batch, whether they can be read or not."""
         return int((self.plan[step].samples != FILLER).sum())
 
-    def tokens(self, step: int) -> int:
-        """Real tokens of a step's batch."""
-        numbers = self.plan[step].samples
-        return int(self.dataset.lengths[numbers[numbers != FILLER]].sum())
-
     def ids(self, step: int) -> tuple[str, ...]:
         """Of all samples in a step's batch, on whatever process."""
         return tuple(self._id(int(number)) for number in self.plan[step].samples if number != FILLER)

@@ -249,6 +249,7 @@ def _sums(out: LossOutput, batch: Batch) -> Metrics:
     """What adds up over the parts of a batch."""
     sums = {"loss": out.total, **out.terms, "tokens": jnp.sum(supervised(batch.need_labels())).astype(jnp.float32)}
     sums["samples"] = jnp.sum(batch.lengths > 0).astype(jnp.float32)
+    sums["read_tokens"] = jnp.sum(batch.lengths).astype(jnp.float32)
     for place, verdict in out.forward.decisions.verdicts().items():
         sums[f"{place}_judged"] = jnp.sum(verdict.judged, dtype=jnp.float32)
         sums[f"{place}_kept"] = jnp.sum(jnp.where(verdict.judged, verdict.keep, 0.0))

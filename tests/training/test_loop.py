@@ -134,6 +134,23 @@ def test_a_picture_that_cannot_be_read_is_counted(
     assert "s7" in caplog.text
 
 
+def test_tokens_of_a_picture_that_cannot_be_read_are_no_tokens_a_second(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data")
+    (tmp_path / "data" / "7.png").write_bytes(b"no picture")
+    more = ("--config.data.on_error=skip", "--config.data.max_skipped=0.5", "--config.eval.every=0")
+    more = (*more, "--config.global_batch_size=24", "--config.device_batch_size=8", "--config.steps=1")
+    assert run(data, tmp_path / "work", *more, "--dry-run", "--json", checkpoint=checkpoint) == 0
+    samples = json.loads(capsys.readouterr().out)["first_batch"]["samples"]
+    read = [sample["tokens"] for sample in samples if "error" not in sample]
+    assert len(read) == len(samples) - 1 == 19  # four are without a picture
+    assert run(data, tmp_path / "work", *more, checkpoint=checkpoint) == 0
+    (record,) = records(tmp_path / "work")
+    assert record["tokens_per_second"] * record["seconds"] == pytest.approx(sum(read))
+    assert "read_tokens" not in record
+
+
 def test_answers_that_are_not_judged_have_no_keep_rate(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     more = ("--config.steps=1", "--config.loss.min_answer_tokens=500", "--config.log.health_every=0")
     assert run(data, tmp_path, *more, checkpoint=checkpoint) == 0
