@@ -12,7 +12,7 @@ from dynllava_jax.benchmark.roofline import Parts
 from dynllava_jax.benchmark.timing import measure
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch, make_batch
-from dynllava_jax.inference.buckets import Shape, output_rate
+from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.prefill import PrefillPlan, prefill, see
 from dynllava_jax.inference.run import Prepared
@@ -50,9 +50,7 @@ def time_parts(
 
     plan = PrefillPlan(sparsity, shape.deep_length, dtype=engine.dtype)
     if cached:
-        rate = output_rate(dataclasses.replace(engine.config, sparsity=sparsity))
-        capacities = {"shallow": shape.shallow_capacity, "deep": shape.deep_capacities(rate)[0]}
-        plan = dataclasses.replace(plan, **{f"{name}_capacity": size for name, size in capacities.items()})
+        plan = engine.opening_plan(shape, sparsity)
 
     def run(model: DynamicLlava, batch: Batch, keys: jax.Array, images: ImageTokens | None) -> Any:
         out = prefill(model, batch, keys, plan, images)

@@ -155,7 +155,7 @@ class Engine:
 
     def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:
         """Prefills a padded batch and draws the first token of each answer."""
-        plan = self._opening_plan(shape, sparsity)
+        plan = self.opening_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._prefill(self._params, self.place(batch), self.place(asked), plan=plan)
 
@@ -223,7 +223,7 @@ class Engine:
             The traced body, a function of weights, state and step limit; the weights; the state's shapes.
         """
         body = functools.partial(self._run_segment, plan=self._segment_plan(sparsity))
-        prefill = functools.partial(self._run_prefill, plan=self._opening_plan(shape, sparsity))
+        prefill = functools.partial(self._run_prefill, plan=self.opening_plan(shape, sparsity))
         state, _ = jax.eval_shape(prefill, self._params, *self._nothing(shape))
         for capacity in shape.deep_capacities(self._rate(sparsity))[1 : grown + 1]:
             state = jax.eval_shape(functools.partial(self._run_grow, capacity=capacity), state)
@@ -233,7 +233,7 @@ class Engine:
         self, shape: Shape, sparsity: SparsityConfig
     ) -> tuple[Callable[..., Any], Any, tuple[Batch, Asked]]:
         """What opens an answer, as `segment_program`: the body, the weights, and its other arguments' shapes."""
-        body = functools.partial(self._run_prefill, plan=self._opening_plan(shape, sparsity))
+        body = functools.partial(self._run_prefill, plan=self.opening_plan(shape, sparsity))
         return body, self._params, self._nothing(shape)
 
     def _nothing(self, shape: Shape) -> tuple[Batch, Asked]:
@@ -261,9 +261,10 @@ class Engine:
     def _prefill_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
         return PrefillPlan(sparsity, shape.deep_length, attention=self._attention, dtype=self.dtype)
 
-    def _opening_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
+    def opening_plan(self, shape: Shape, sparsity: SparsityConfig) -> PrefillPlan:
+        """Of the pass that fills the caches: a prompt holds no answer, so that there is none to judge."""
         return dataclasses.replace(
-            self._prefill_plan(shape, sparsity),
+            self._prefill_plan(shape, dataclasses.replace(sparsity, output_selector=None)),
             shallow_capacity=shape.shallow_capacity,
             deep_capacity=shape.deep_capacities(self._rate(sparsity))[0],
         )
