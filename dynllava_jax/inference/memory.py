@@ -26,7 +26,10 @@ def check_fits(name: str, needed: int, devices: Sequence[Any]) -> None:
 def free_bytes(devices: Sequence[Any]) -> int | None:
     """Memory left on these devices; None where the platform does not say."""
     if devices[0].platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") + _reclaimable()
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") + _reclaimable()
+        except ValueError:  # macOS has no name for free pages
+            return None
     stats: list[dict[str, Any] | None] = [device.memory_stats() for device in devices]
     if any(not known or "bytes_limit" not in known for known in stats):
         return None

@@ -2,12 +2,14 @@
 
 import dataclasses
 import io
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 import dynllava_jax as dl
 from dynllava_jax.demo.pictures import sample
 from dynllava_jax.inference.assistant import Assistant
-from dynllava_jax.inference.memory import check_fits
+from dynllava_jax.inference.memory import check_fits, free_bytes
 from dynllava_jax.inference.sampling import Temperature
 from dynllava_jax.testing import synthetic_image, tiny_assistant
 
@@ -237,7 +239,19 @@ def test_the_demo_model_and_the_options_of_load() -> None:
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
-    import jax
-
     with pytest.raises(dl.InputError, match=r"needs 1048576\.00 GiB.*GiB free"):
         check_fits("giant", 2**50, jax.devices()[:1])
+
+
+def test_a_system_that_does_not_tell_its_free_memory_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS knows no SC_AVPHYS_PAGES, and Python then raises ValueError."""
+    known = os.sysconf
+
+    def sysconf(name: str) -> int:
+        if name == "SC_AVPHYS_PAGES":
+            raise ValueError("unrecognized configuration name")
+        return known(name)
+
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    assert free_bytes(jax.devices("cpu")) is None
+    assert dl.load("demo").scenes_only
