@@ -11,8 +11,8 @@ from dynllava_jax.errors import InputError
 class VisionConfig:
     """A CLIP ViT (official `CLIPVisionModel`).
 
-    `num_layers` counts the layers of the *source*; only the first `layers_used` are built and run,
-    because `select_layer = -2` reads the output of the last but one.
+    `num_layers` counts the layers of the *source*; only the first `ModelConfig.layers_used` are built and
+    run, because `select_layer = -2` reads the output of the last but one.
     """
 
     hidden_size: int = 1024
@@ -37,6 +37,10 @@ class VisionConfig:
             raise InputError(
                 f"vision.num_heads {self.num_heads} does not divide vision.hidden_size {self.hidden_size}; "
                 "give a head count that does."
+            )
+        if self.patch_size > self.image_size:
+            raise InputError(
+                f"vision.patch_size {self.patch_size} exceeds vision.image_size {self.image_size}: not one patch fits."
             )
         if not -self.num_layers - 1 <= self.select_layer <= self.num_layers:
             raise InputError(
@@ -84,7 +88,7 @@ class MlpProjector:
 class TokenPackerProjector:
     """TokenPacker: one query per `scale`×`scale` cell attends to the cell's multi-level features.
 
-    `levels` are the hidden states whose channels are concatenated as keys and values.
+    `levels` are the hidden states (0 is the embedding) whose channels are concatenated as keys and values.
     """
 
     scale: int = 2
@@ -97,8 +101,11 @@ class TokenPackerProjector:
         check_sizes(self, "scale", "width", "num_heads")
         if self.width % self.num_heads:
             raise InputError(f"projector.num_heads {self.num_heads} does not divide projector.width {self.width}.")
-        if not self.levels:
-            raise InputError("projector.levels is empty; name at least one hidden state of the tower.")
+        if not self.levels or min(self.levels) < 0:
+            raise InputError(
+                f"projector.levels {self.levels} must name at least one hidden state of the tower, counted from 0 (the "
+                "embedding), not from the end."
+            )
 
 
 Projector = IdentityProjector | MlpProjector | TokenPackerProjector
