@@ -92,13 +92,19 @@ def cache_bytes(decoder: DecoderConfig, seen: Selection, text: Tokens, new: Toke
     return 2.0 * itemsize * decoder.num_kv_heads * decoder.head_dim * tokens
 
 
-def beside_the_decoder(model: ModelConfig, images: int = 1) -> dict[str, Cost]:
-    """What no convention above counts: one prompt's tower, projector, image predictor and vocabulary head."""
+def beside_the_decoder(model: ModelConfig, images: int = 1, tokens: int = 0) -> dict[str, Cost]:
+    """What no convention above counts: one prompt's tower, projector, predictors and vocabulary head.
+
+    `tokens` are all of the prompt: an instruct predictor judges each of them, whether it is part of the instruction
+    or not.
+    """
     decoder, sparsity = model.decoder, model.sparsity
     judge = predictor(sparsity.image_predictor, decoder.hidden_size, model.image_tokens)
+    reader = predictor(sparsity.text_predictor, decoder.hidden_size, 1)
     return {
         "tower": tower(model.vision, model.layers_used).times(images),
         "projector": projector(model).times(images),
         "image_predictor": judge.times(images) if sparsity.image_selector == "learned" else Cost(),
+        **({"instruct_predictor": reader.times(tokens)} if sparsity.instruct_selector == "learned" else {}),
         "vocabulary_head": Cost(2.0 * decoder.hidden_size * decoder.vocab_size),
     }

@@ -16,7 +16,8 @@ def add_parser(subparsers: Any) -> None:
         description="Counts FLOPs and cache bytes under every convention in use: `exact` counts each matrix product of "
         "the decoder's layers (two operations for a multiply-add), `eq13` is the paper's equation 13, `fastv` counts "
         "multiply-adds and two of the MLP's three matrices. The paper's tables are `image tokens` under eq13. Text of "
-        "the prompt is counted whole, also where a model drops some of an instruction.",
+        "the prompt is counted whole, also where a model drops some of an instruction. A cache holds numbers of two "
+        "bytes, and the whole answer; its last token comes into it only when the conversation goes on.",
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", metavar="P", help="a published model's shapes (dynamic_llava_7b)")
@@ -80,7 +81,8 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
             "generation_with_cache": generation(True),
             "generation_without_cache": generation(False),
             "beside_the_decoder": {
-                name: cost.forward for name, cost in counts.beside_the_decoder(config, args.images).items()
+                name: cost.forward
+                for name, cost in counts.beside_the_decoder(config, args.images, seen.tokens + text).items()
             },
         },
         "cache_bytes": {

@@ -48,7 +48,7 @@ def step_operations(
 def prefill_operations(model: ModelConfig, shape: Shape) -> Operations:
     """Of a prefill: each stack with what it sees, and one row of logits for each prompt."""
     shallow, deep = _stacks(model)
-    beside = sum(cost.forward for cost in beside_the_decoder(model, shape.images).values())
+    beside = sum(cost.forward for cost in beside_the_decoder(model, shape.images, shape.length).values())
     layers = (
         shallow * count(model.decoder, shape.length) + deep * count(model.decoder, shape.deep_length)
         for count in (exact, paper)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dynllava_jax.analysis.prompt_flops import beside_the_decoder
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.config.training import OptimizerConfig
@@ -39,6 +40,17 @@ def test_a_prefill_is_that_of_dynllava_flops(size: str, kind: str, capsys: pytes
     found = prefill_operations(*shape(size, kind))
     assert found.eq13 == pytest.approx(3 * counted["prompt"]["eq13"][kind], rel=1e-12)
     assert found.exact == pytest.approx(3 * (counted["prompt"]["exact"][kind] + sum(beside.values())), rel=1e-12)
+
+
+def test_an_instruct_predictor_judges_the_whole_prompt() -> None:
+    model, batch = shape("7b", "dynamic")
+    judging = dataclasses.replace(model, sparsity=dataclasses.replace(model.sparsity, instruct_selector="learned"))
+    each = 2 * (model.decoder.hidden_size * 512 + 512 * 256 + 256 * 128 + 128 * 2)
+    more = prefill_operations(judging, batch).exact - prefill_operations(model, batch).exact
+    assert more == pytest.approx(3 * (576 + TEXT) * each, rel=1e-6)
+    beside = beside_the_decoder(judging, 1, 576 + TEXT)
+    assert beside["instruct_predictor"].forward == (576 + TEXT) * each
+    assert "instruct_predictor" not in beside_the_decoder(model, 1, 576 + TEXT)
 
 
 @pytest.mark.parametrize("kind", ["dense", "dynamic"])
