@@ -19,8 +19,8 @@ TRAINED = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 PROJECTOR = ("mm_projector.bin", "mm_projector.safetensors")
 
 _LOW_RANK = re.compile(r"(.*)\.lora_(A|B)(?:\.default)?\.weight")
-_ADAPTED = re.compile(r"(.*)\.base_layer\.weight")
-"""What was adapted itself, which peft saves beside its adapters where that is the head."""
+_ADAPTED = re.compile(r"(.*)\.base_layer\.(weight|bias)")
+"""What was adapted itself: peft saves an adapted head beside its adapters, LLaVA a projector that was trained too."""
 
 _PLAIN: dict[str, Any] = {
     "peft_type": "LORA",
@@ -100,7 +100,8 @@ class OverlaidWeights(TorchWeights):
     def _replace(self, part: TorchWeights) -> None:
         self._parts.append(part)
         for name, info in part.infos.items():
-            own = plain_name(name)
+            match = _ADAPTED.fullmatch(name)
+            own = plain_name(f"{match[1]}.{match[2]}" if match else name)
             self._over[own] = (part, name)
             self.infos[own] = info
 
@@ -111,7 +112,7 @@ class OverlaidWeights(TorchWeights):
             if match := _LOW_RANK.fullmatch(name):
                 halves.setdefault(plain_name(f"{match[1]}.weight"), {})[match[2]] = name
             elif match := _ADAPTED.fullmatch(name):
-                own = plain_name(f"{match[1]}.weight")
+                own = plain_name(f"{match[1]}.{match[2]}")
                 self._over[own], self.infos[own] = (adapter, name), adapter.infos[name]
             else:
                 problems.append(f"{name} is no low-rank matrix")

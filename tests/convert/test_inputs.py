@@ -116,6 +116,24 @@ def test_an_adapted_head(tmp_path: Path, base: Path, own: bool) -> None:
     np.testing.assert_allclose(found, (start + 2.0 * (b @ a)).T, rtol=1e-6, atol=1e-6)
 
 
+def test_what_was_adapted_and_trained_too(tmp_path: Path, base: Path) -> None:
+    """LLaVA's training sets its projector free after the adapters are made, and then saves it by peft's names."""
+    rng = np.random.default_rng(2)
+    part = "model.mm_projector.2"
+    trained = {name: rng.standard_normal(x.shape, np.float32) for name, x in projector().items()}
+    start = trained[f"{part}.weight"]
+    a, b = rng.standard_normal((4, start.shape[1]), np.float32), rng.standard_normal((start.shape[0], 4), np.float32)
+    src = lora(tmp_path, {f"{PREFIX}{part}.lora_A.weight": a, f"{PREFIX}{part}.lora_B.weight": b})
+    inner = {name: name.replace(f"{part}.", f"{part}.base_layer.") for name in trained}
+    tensors = {PREFIX + inner[name]: tensor for name, tensor in trained.items()}
+    save_file(tensors, src / "non_lora_trainables.safetensors")
+    convert(src, tmp_path / "model", base=base, vision_tower=TOWER, predictors=False)
+    found = loaded(tmp_path / "model")
+    np.testing.assert_allclose(found["projector/layers/1/kernel"], (start + 2.0 * (b @ a)).T, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["projector/layers/1/bias"], trained[f"{part}.bias"])
+    np.testing.assert_array_equal(found["projector/layers/0/kernel"], trained["model.mm_projector.0.weight"].T)
+
+
 def test_adapters_of_another_model(tmp_path: Path, base: Path) -> None:
     tensors = {name.replace("layers.1", "layers.7"): tensor for name, tensor in adapters().items()}
     with pytest.raises(InputError, match=r"layers\.7\.self_attn\.q_proj\.weight is not in the base"):
