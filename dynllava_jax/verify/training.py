@@ -125,10 +125,10 @@ def trajectory(subject: Subject, case: Case) -> Computed:
     for step in range(steps):
         seen["lr"].append(np.asarray(trainer.optimizer.learning_rates(step)))
         state, metrics = trainer.step(state, batch, _noise(case, batch, f"_{step}"))
-        masks = [metrics[f"{place}_mask"] for place in ("image", *_TEXT) if f"{place}_mask" in metrics]
+        masks = [float(metrics[f"{place}_mask"]) for place in ("image", *_TEXT) if f"{place}_mask" in metrics]
         for name, value in zip(("loss_total", "gumbel_tau", "grad_norm"), ("loss", "tau", "grad_norm"), strict=True):
             seen[name].append(np.asarray(metrics[value]))
-        seen["mask_losses"].append(np.stack(masks))
+        seen["mask_losses"].append(np.array(masks, np.float32))  # none without predictors
     found = Computed()
     for name, values_seen in seen.items():
         found.put(name, np.stack(values_seen))

@@ -1,5 +1,6 @@
 """The recordings of the official code hold, case by case, at the recording's own tolerances."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def test_the_groups_of_a_linear_projector(tmp_path: Path) -> None:
     change_json(file, info=info)
     recording = read_recording(folder)
     assert verify(recording, recording.names).ok
+
+
+@pytest.mark.slow
+def test_a_trajectory_without_predictors(subject: Subject) -> None:
+    """It has no mask losses, and its loss is the cross-entropy."""
+    case = subject.recording.case("14_train_trajectory")
+    off = {name: False for name in case.sparse_config or {} if name.startswith("use_")}
+    assert len(off) == 4
+    outputs = {"loss_total": case.outputs["loss_total"][:1], "mask_losses": np.zeros((1, 0), np.float32)}
+    case = dataclasses.replace(case, sparse_config={**(case.sparse_config or {}), **off}, outputs=outputs)
+    found = SUPPORTED[case.name](subject, case).values
+    assert found["mask_losses"].shape == (1, 0)
+    assert 0 < found["loss_total"][0] < outputs["loss_total"][0]
 
 
 def test_every_inference_case_is_here() -> None:
