@@ -145,6 +145,7 @@ class Assistant:
                 run = self._finish([item for _, item in chunk], self._sparsity(dense), use_cache)
             for row, (place, _) in enumerate(chunk):
                 results[place] = self._read(run, row)
+            del run  # its cache would stand beside that of the next batch
         return [result for result in results if result is not None]
 
     def stream(

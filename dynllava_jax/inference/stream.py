@@ -25,13 +25,8 @@ class Stream(Iterator[str]):
         every: int,
     ):
         check_count("every", every)
-        self._open, self._tokenizer, self._template, self._lock, self._every = (
-            open_run,
-            tokenizer,
-            template,
-            lock,
-            every,
-        )
+        self._open: Callable[[], Run] | None = open_run
+        self._tokenizer, self._template, self._lock, self._every = tokenizer, template, lock, every
         self._run: Run | None = None
         self._given = 0
         self._over = False
@@ -68,7 +63,8 @@ class Stream(Iterator[str]):
                     if self._over:  # cancelled while it waited: a further turn may have begun by now
                         break
                     if self._run is None:
-                        self._run = self._open()
+                        assert self._open is not None
+                        self._run, self._open = self._open(), None  # it holds the cache of the turn before
                     elif not self._run.finished:
                         self._run.advance(self._every)
                     end_at_stop(self._run, self._tokenizer, self._template)

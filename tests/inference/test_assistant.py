@@ -244,7 +244,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
 
 
 def test_a_system_that_does_not_tell_its_free_memory_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS knows no SC_AVPHYS_PAGES, and Python then raises ValueError."""
+    """On macOS Python knows no SC_AVPHYS_PAGES."""
     known = os.sysconf
 
     def sysconf(name: str) -> int:
