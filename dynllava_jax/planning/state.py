@@ -20,7 +20,8 @@ class State:
     Attributes:
         held: of a device, by what they are: parameters, moments, frozen, batch.
         activations: of a device, at most, see `activations.kept_activations`.
-        checkpoint: on disk.
+        checkpoint: on disk, of a run that has its frozen parameters from `init.checkpoint`; what it lacks of them, a
+            run saves too.
         host_saving: of a host, beside the run, while a checkpoint is written.
         host_batch: of a host's share of a batch, as it goes to the devices: float32 pixels, ids.
     """
