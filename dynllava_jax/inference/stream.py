@@ -64,7 +64,8 @@ class Stream(Iterator[str]):
                         break
                     if self._run is None:
                         assert self._open is not None
-                        self._run, self._open = self._open(), None  # it holds the cache of the turn before
+                        self._run = self._open()
+                        self._open = None  # it holds the cache of the turn before
                     elif not self._run.finished:
                         self._run.advance(self._every)
                     end_at_stop(self._run, self._tokenizer, self._template)
