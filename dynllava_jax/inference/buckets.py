@@ -1,7 +1,4 @@
-"""Short lists of shapes, so that any stream of requests compiles a known number of programs.
-
-S prompt slots, S2 deep slots, M images per sample, A answer tokens.
-"""
+"""Short lists of shapes, so that any stream of requests compiles a known number of programs."""
 
 import dataclasses
 import itertools

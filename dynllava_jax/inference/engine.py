@@ -1,6 +1,6 @@
 """The compiled programs of generation and their placement on devices. No text, no files: arrays in, arrays out.
 
-B batch rows, S sequence, T new tokens, M images, P image tokens of one image, K kept of P.
+B batch rows, M images, P image tokens of one image, K kept of P, V vocabulary.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """An answer together with everything that was decided on the way to it, for whoever wants to look.
 
-Y, X pixels; G cells of the grid of image tokens along one side.
+Y, X pixels; G cells of the grid of image tokens along one side, P image tokens.
 """
 
 import dataclasses

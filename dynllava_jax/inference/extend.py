@@ -72,7 +72,7 @@ def extend(
     """Runs new tokens through both stacks (paper section 3.3.2, stage 3: online KV compression).
 
     Every new token attends to the cache and to all new tokens before it, kept or not; the decision says only what
-    stays for later calls (official behaviour, quirks 9 and 15 in `docs/differences.md`).
+    stays for later calls (official behaviour, see "Kept as it is" in `docs/differences.md`).
 
     Args:
         model: the weights.

@@ -1,6 +1,6 @@
 """Generation without a key/value cache: every step runs prompt and answer anew (paper section 3.3.2, stage 2).
 
-B batch, S sequence with room for the answer, T tokens of one segment at most.
+B batch.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """One pass over a whole prompt (and, without a cache, over the answer so far): shallow stack, selection, deep stack.
 
-B batch, S sequence, S2 deep sequence, M images, P image tokens of one image, K kept of P, D hidden size, V vocabulary.
+B batch, S sequence, S2 deep sequence, M images, P image tokens of one image, K kept of P, D hidden size, V vocabulary,
+L layers of the shallow stack, L2 of the deep one.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.data.spans import Kind
-from dynllava_jax.inference.cache import Block, Cache, StackCache
+from dynllava_jax.inference.cache import AXES, Block, Cache, StackCache
 from dynllava_jax.inference.selection import Rules, Selection, select, watch_prompt
 from dynllava_jax.kernels import api
 from dynllava_jax.model.decoder import StackOutput, run_stack
@@ -145,5 +146,4 @@ def _origin(images: ImageTokens | None, selection: Selection) -> Int[Array, "B M
 
 
 def _block(output: StackOutput) -> Block:
-    key, value = (constrain(kept, "layers", "batch", "kv_heads", None, None) for kept in output.keys_values())
-    return Block(key, value)
+    return Block(*(constrain(kept, *AXES) for kept in output.keys_values()))

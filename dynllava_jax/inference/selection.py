@@ -1,6 +1,7 @@
 """What leaves the sequence between the shallow and the deep stack.
 
-B batch, S sequence, S2 deep sequence, M images, P image tokens of one image, K kept of P, D hidden size.
+B batch, S sequence, S2 deep sequence, M images, P image tokens of one image, K kept of P, D hidden size,
+T text tokens.
 """
 
 import dataclasses

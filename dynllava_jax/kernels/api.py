@@ -6,6 +6,8 @@ is an `InputError`.
 
 `xla` is the truth. `chunked` holds the scores of some queries at a time. `triton` and `tpu` are kernels; with
 `-interpret` they run as plain JAX on any platform, slowly, to be compared.
+
+B batch, H query heads, G key/value heads, R = H/G queries per group, S sequence, T new tokens, E head dimension.
 """
 
 import functools

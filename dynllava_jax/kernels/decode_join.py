@@ -1,7 +1,7 @@
 """Decode attention in parts: each block of the cache by itself, then all of them and the new token together.
 
 B batch, H query heads, G key/value heads, R = H/G queries per group, P parts of one block, L layers, C capacity of one
-block, E head dimension. A kernel says how one block is read; the rest, here, is a few numbers per head.
+block, T new tokens, E head dimension. A kernel says how one block is read; the rest, here, is a few numbers per head.
 """
 
 import dataclasses

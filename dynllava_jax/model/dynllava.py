@@ -1,6 +1,7 @@
 """The composition: tower, projector, decoder and the selectors between them.
 
-B batch, S sequence, M images per sample, P image tokens of one image, C tower features, D decoder features.
+B batch, S sequence, M images per sample, BM all images of a batch, H W pixels, P image tokens of one image, N tokens
+that a selector sees of it, K kept of N, C tower features (at a selector: those that it sees), D decoder features.
 """
 
 from typing import Any, NamedTuple

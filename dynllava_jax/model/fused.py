@@ -1,7 +1,6 @@
 """A decoder stack for one new token of each sample, by four fused products a layer and the attention between them.
 
-B batch, D hidden size, H query heads, G key/value heads, E head dimension, L layers of the stack, I inputs and O
-outputs of one product.
+B batch, D hidden size, H query heads, G key/value heads, E head dimension.
 """
 
 from typing import NamedTuple

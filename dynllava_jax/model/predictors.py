@@ -4,7 +4,7 @@ Each is itself a selector (`sparsify.selector`), so that its parameters lie wher
 serve any place; the official ones are the transformer over image tokens (`VisionPredictor`) and the MLP over text
 tokens (`TextPredictor`).
 
-*B leading axes, N tokens judged together, C features entering, D predictor width, H heads, E head dimension.
+*B leading axes, N tokens judged together, C features entering, D predictor width, D3 = 3·D.
 """
 
 import abc

@@ -2,7 +2,8 @@
 
 Reference: official `CLIPVisionTower` / transformers `CLIPVisionModel`.
 
-N images, P patches of one image, T = 1 + P tokens (CLS first), C features, H heads, E head dimension.
+N images, Y X pixels, P patches of one image, T = 1 + P tokens (CLS first), Q of them that ask, C features, H heads,
+E head dimension, L hidden states.
 """
 
 from typing import NamedTuple

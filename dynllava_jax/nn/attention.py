@@ -1,6 +1,7 @@
 """The decoder's attention projections. What attends to what is decided by the caller (see `kernels.api`).
 
-B batch, S sequence, D features, H query heads, G key/value heads, E head dimension.
+B batch, S sequence, D features, H query heads, G key/value heads, N either of them,
+E head dimension, C all of their columns.
 """
 
 import jax

@@ -1,4 +1,7 @@
-"""The linear layer. Kernels are two-dimensional everywhere, so that decoding never transposes a weight."""
+"""The linear layer. Kernels are two-dimensional everywhere, so that decoding never transposes a weight.
+
+*B leading axes, I input features, O output features, R rank of an adapter.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,7 @@ LORA_NAMES = ("lora_a", "lora_b")
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, computed in the dtype of `x`; with low-rank adapters `+ (x @ lora_a) @ lora_b · scale`.
-
-    I: input features, O: output features, R: rank.
-    """
+    """`x @ kernel + bias`, computed in the dtype of `x`; with low-rank adapters `+ (x @ lora_a) @ lora_b · scale`."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Feed-forward blocks.
 
-D features, F hidden features.
+*B leading axes, D features.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Normalisation over the last axis, always computed in float32.
 
-D: features.
+*B leading axes, D features.
 """
 
 import jax

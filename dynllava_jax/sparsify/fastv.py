@@ -1,6 +1,6 @@
 """FastV (arXiv 2403.06764): image tokens ranked by the attention that they get.
 
-B batch, M images per sample, N image tokens, H heads.
+B batch, M images per sample, N image tokens.
 """
 
 from typing import ClassVar

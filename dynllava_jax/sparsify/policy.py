@@ -27,7 +27,7 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class OfficialTopN:
-    """The official rule without a cache, for comparison only (quirk 13 of `docs/differences.md`).
+    """The official rule without a cache, for comparison only (see `docs/differences.md`).
 
     Every sample keeps as many tokens as the most generous sample of the batch passes by `Threshold`, ranked by
     the raw logit 0. It couples the samples of a batch.

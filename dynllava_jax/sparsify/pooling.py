@@ -1,6 +1,6 @@
 """2-D pooling: what down-sampling the grid of image tokens gives at the same token count.
 
-B batch, M images per sample, N image tokens (a square grid, row by row), K cells, C features.
+N image tokens (a square grid, row by row), K cells.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The training step compiled for machines that are not there, so that its memory is known before they are rented.
 
-B rows of the global batch, S sequence, M images, H W pixels.
+S sequence, M images.
 """
 
 from typing import Any

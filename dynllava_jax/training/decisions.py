@@ -1,6 +1,6 @@
 """What the predictors decide in training: nothing leaves the sequence, a policy says who may still be seen.
 
-B batch, S sequence, M images per sample, P image tokens of one image.
+B batch, S sequence, M images per sample, P image tokens of one image, N of all images, D hidden size.
 """
 
 import dataclasses
@@ -54,7 +54,8 @@ class Verdict(NamedTuple):
     Attributes:
         logits: float32 keep and drop logit; None of a selector that has none.
         keep: 1 or 0, with a gradient where `GumbelRule` decided.
-        judged: the tokens that it decides about; True beyond the spans that are too short to be sparsified is False.
+        judged: the tokens that it decides about: none of a text that is too short to be sparsified, or of an absent
+            image.
         miss: squared distance of each sample's keep rate from the wanted one, 0 where there is nothing to judge.
     """
 

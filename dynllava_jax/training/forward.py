@@ -1,6 +1,6 @@
 """One pass over training samples: every token stays, dropped ones are hidden from the others (paper section 3.3).
 
-B batch, S sequence, M images, P image tokens of one image, D hidden size, C tower features.
+B batch, S sequence, D hidden size.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """AdamW with the official parameter groups, gradient clipping and learning rates (`DynamicLLaVATrainer`).
 
 Parameters are a flat dict of arrays by path; moments have the same keys, shapes and shardings.
+*N: steps, if there are several.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""What changes from step to step: the learning rate and the Gumbel temperature. Steps count from 0."""
+"""What changes from step to step: the learning rate and the Gumbel temperature. Steps count from 0.
+
+*N: steps, if there are several.
+"""
 
 import math
 

@@ -1,6 +1,6 @@
 """The compiled programs of training: one optimizer step, and one look at held-out samples.
 
-B rows of the global batch, A micro-batches, S sequence.
+B rows of the global batch, A micro-batches.
 """
 
 import dataclasses

@@ -100,24 +100,24 @@ def plan(length: int = 64, policy: KeepPolicy = THRESHOLD) -> PrefillPlan:
     return PrefillPlan(CONFIG.sparsity, length, keep_policy=policy)
 
 
-def test_padding_changes_nothing_in_any_layer(run_prefill) -> None:  # quirk 4
+def test_padding_changes_nothing_in_any_layer(run_prefill) -> None:
     outputs = [run_prefill(padded([prompt(0, 20)], length), keys(1), plan(length)) for length in (64, 96)]
     np.testing.assert_allclose(outputs[0].logits, outputs[1].logits, atol=2e-5)
     np.testing.assert_array_equal(outputs[0].kept_origin, outputs[1].kept_origin)
 
 
 @pytest.mark.slow
-def test_a_batch_has_no_phantom_keys_and_images_stand_anywhere(engine: Engine) -> None:  # quirks 10, 23, 26
+def test_a_batch_has_no_phantom_keys_and_images_stand_anywhere(engine: Engine) -> None:
     prompts = [prompt(1, 20), prompt(2, 9, (0,)), prompt(3, 15, (3, 12)), prompt(4, 30, (29,))]
     alone_equals_together(engine, prompts, CONFIG.sparsity)
 
 
-def test_a_sample_without_image_changes_nothing_for_the_others(engine: Engine) -> None:  # quirk 27
+def test_a_sample_without_image_changes_nothing_for_the_others(engine: Engine) -> None:
     alone_equals_together(engine, [prompt(5, 20), prompt(6, 40, ())], CONFIG.sparsity)
 
 
 @pytest.mark.slow
-def test_the_instruct_predictor_serves_batches(engine: Engine) -> None:  # quirk 18
+def test_the_instruct_predictor_serves_batches(engine: Engine) -> None:
     prompts = [prompt(7, 25), prompt(8, 18, (2,)), prompt(9, 12, ())]
     alone_equals_together(engine, prompts, WITH_INSTRUCT)
     deep = [held["deep"] for held in finish(engine, prompts, WITH_INSTRUCT).held]
@@ -125,7 +125,7 @@ def test_the_instruct_predictor_serves_batches(engine: Engine) -> None:  # quirk
     assert deep[0] < plain[0]
 
 
-def test_a_cache_can_be_branched(model, engine: Engine) -> None:  # quirk 11
+def test_a_cache_can_be_branched(model, engine: Engine) -> None:
     state, _ = engine.open(*open_arguments(engine, prompt(10, 20)))
     before = feed(model, state.cache, 7).logits
     feed(model, state.cache, 8)
@@ -146,7 +146,7 @@ def open_arguments(engine: Engine, one: Prepared):
     return batch, asked_of([one], 1), shape, CONFIG.sparsity
 
 
-def test_without_cache_no_token_is_fed_twice(run_prefill, engine: Engine) -> None:  # quirk 12
+def test_without_cache_no_token_is_fed_twice(run_prefill, engine: Engine) -> None:
     one = prompt(11, 20)
     _, opened = engine.open(*open_arguments(engine, one))
     out: PrefillOutput = run_prefill(padded([one]), keys(1), plan())
@@ -154,7 +154,7 @@ def test_without_cache_no_token_is_fed_twice(run_prefill, engine: Engine) -> Non
     assert out.selection.lengths.tolist() == opened.deep_length.tolist()
 
 
-def test_without_cache_each_sample_keeps_its_own(run_prefill) -> None:  # quirk 13
+def test_without_cache_each_sample_keeps_its_own(run_prefill) -> None:
     prompts = [prompt(12, 20), prompt(13, 20)]
     answers = (tuple(range(30, 42)), tuple(range(60, 72)))
 
@@ -169,14 +169,14 @@ def test_without_cache_each_sample_keeps_its_own(run_prefill) -> None:  # quirk 
     assert kept([0, 1], OfficialTopN()) == [max(clean)] * 2
 
 
-def test_nothing_is_remembered_between_prompts(engine: Engine) -> None:  # quirk 14
+def test_nothing_is_remembered_between_prompts(engine: Engine) -> None:
     first = finish(engine, [prompt(14, 12)], CONFIG.sparsity, use_cache=False)
     finish(engine, [prompt(15, 30)], CONFIG.sparsity, use_cache=False)
     again = finish(engine, [prompt(14, 12)], CONFIG.sparsity, use_cache=False)
     assert (first.tokens, first.fed) == (again.tokens, again.fed)
 
 
-def test_an_answer_has_a_likelihood_after_pruning(model, engine: Engine) -> None:  # quirk 21
+def test_an_answer_has_a_likelihood_after_pruning(model, engine: Engine) -> None:
     one = prompt(16, 20)
     run = Run.open(engine, [one], CONFIG.sparsity)
     state, out = engine.advance(run.state, run.shape, CONFIG.sparsity)  # type: ignore[arg-type]
@@ -192,11 +192,11 @@ def test_an_answer_has_a_likelihood_after_pruning(model, engine: Engine) -> None
         np.testing.assert_allclose(forced.logits[0], out.logits[0, step], atol=2e-5)
 
 
-def test_an_image_at_the_very_end_leaves_an_empty_instruction(engine: Engine) -> None:  # quirk 25
+def test_an_image_at_the_very_end_leaves_an_empty_instruction(engine: Engine) -> None:
     alone_equals_together(engine, [prompt(17, 10, (10,)), prompt(18, 20)], WITH_INSTRUCT)
 
 
-def test_a_prompt_beyond_the_context_is_refused_not_cut(engine: Engine) -> None:  # quirk 29
+def test_a_prompt_beyond_the_context_is_refused_not_cut(engine: Engine) -> None:
     with pytest.raises(InputError, match="prompt tokens"):
         Run.open(engine, [prompt(19, 2000)], CONFIG.sparsity)
 
