@@ -32,7 +32,7 @@ from dynllava_jax.inference.memory import check_fits
 from dynllava_jax.kernels import api
 from dynllava_jax.kernels.products import fused_products
 from dynllava_jax.nn.jax_settings import check_jax_settings
-from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.sharding.mesh import make_mesh, own_mesh
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def load(
     Args:
         model: "demo", or the folder or `gs://` address of a model checkpoint (what `dynllava convert` writes), or of a
             training run (its newest checkpoint) or one of its checkpoints (`WORKDIR/checkpoints/STEP`).
-        mesh: devices to spread over, such as "data=1,tensor=4"; None: one device.
+        mesh: devices to spread over, such as "data=1,tensor=4", or a mesh with the axes data, fsdp and tensor; None:
+            one device.
         device: platform, "cpu", "gpu" or "tpu"; None: JAX's default.
         dtype: of parameters and computation; None: as stored.
         keep_rate: share of the image tokens that enter the deep stack; None: the model's own.
@@ -102,7 +103,7 @@ def load(
     if compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     devices = _devices(device)
-    grid = make_mesh(mesh, devices) if isinstance(mesh, str) else mesh
+    grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
     embedded_one = str(model) == "demo"
     path = as_path(embedded.CHECKPOINT if embedded_one else model)
     source = open_source(_existing(path))
@@ -111,7 +112,7 @@ def load(
     dtype = dtype or _native(source.dtype, devices)
 
     used = list(grid.devices.flat) if grid is not None else devices[:1]
-    check_fits(str(model), parameter_bytes(config, dtype), used)
+    check_fits(str(model), parameter_bytes(config, dtype), used, 1 if grid is None else grid.shape["data"])
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
     weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)
     tokenizer = Tokenizer.load(source.files)

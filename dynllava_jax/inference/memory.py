@@ -9,16 +9,23 @@ from dynllava_jax.errors import InputError
 _GIB = 2**30
 
 
-def check_fits(name: str, needed: int, devices: Sequence[Any]) -> None:
+def check_fits(name: str, needed: int, devices: Sequence[Any], copies: int = 1) -> None:
     """Compares the bytes that the parameters take with what the devices have left, all of them together.
+
+    Args:
+        name: of the model.
+        needed: bytes of its parameters.
+        devices: what holds them.
+        copies: how often: a mesh splits the parameters over its other axes, and copies them along `data`.
 
     Raises:
         InputError: there is too little, with both figures.
     """
     free = free_bytes(devices)
-    if free is not None and needed > free:
+    if free is not None and copies * needed > free:
+        told = "its parameters" if copies == 1 else f"the {copies} copies of its parameters that data={copies} asks for"
         raise InputError(
-            f"{name} needs {needed / _GIB:.2f} GiB for its parameters, but {len(devices)} {devices[0].platform} "
+            f"{name} needs {copies * needed / _GIB:.2f} GiB for {told}, but {len(devices)} {devices[0].platform} "
             f"device(s) have {free / _GIB:.2f} GiB free; use a smaller --dtype, more devices (--mesh) or --device cpu."
         )
 

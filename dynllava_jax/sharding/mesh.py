@@ -41,6 +41,20 @@ def make_mesh(spec: str | Mapping[str, int], devices: Sequence[Any] | None = Non
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
 
 
+def own_mesh(mesh: Mesh) -> Mesh:
+    """A caller's own mesh as `make_mesh` makes one: `jax.make_mesh` has made it in Explicit mode.
+
+    Raises:
+        InputError: its axes have other names.
+    """
+    if set(mesh.axis_names) != set(AXES):
+        raise InputError(
+            f"The mesh has the axes {', '.join(map(str, mesh.axis_names))}; name them {', '.join(AXES)}, those that "
+            "split nothing with size 1, or give a text such as 'data=2,tensor=4'."
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def _parse(spec: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in spec.split(","))):

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 import dynllava_jax as dl
+from dynllava_jax.config.presets import get_preset
 from dynllava_jax.demo.pictures import sample
+from dynllava_jax.inference import memory
 from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.load import parameter_bytes
 from dynllava_jax.inference.memory import check_fits, free_bytes
 from dynllava_jax.inference.sampling import Temperature
 from dynllava_jax.testing import synthetic_image, tiny_assistant
@@ -241,6 +244,14 @@ def test_the_demo_model_and_the_options_of_load() -> None:
 def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
     with pytest.raises(dl.InputError, match=r"needs 1048576\.00 GiB.*GiB free"):
         check_fits("giant", 2**50, jax.devices()[:1])
+
+
+def test_each_copy_of_the_parameters_needs_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = parameter_bytes(get_preset("demo"), "float32")
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: one * 3 // 2)
+    with pytest.raises(dl.InputError, match="for the 2 copies of its parameters that data=2 asks for"):
+        dl.load("demo", mesh="data=2,fsdp=2", dtype="float32")
+    assert dl.load("demo", mesh="fsdp=2", dtype="float32").engine.mesh is not None
 
 
 def test_a_system_that_does_not_tell_its_free_memory_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,10 +192,18 @@ def test_a_batch_is_cut_at_what_the_mesh_splits(monkeypatch: pytest.MonkeyPatch)
 def test_load_takes_a_mesh() -> None:
     scene = sample("sunset")
     buckets = Buckets(rows=(1,), images=(1,), length=(768,), answer=(16,), segment=16)
+    own = jax.make_mesh((2, 1, 1), ("tensor", "data", "fsdp"), devices=jax.devices()[:2])
     answers = []
-    for mesh in (None, "data=1,tensor=2"):
-        assistant = dl.load("demo", mesh=mesh, buckets=buckets)
+    for mesh in (None, "data=1,tensor=2", own):
+        # In bfloat16, as it is stored, scores at the edge of what is kept tie, and rounding decides.
+        assistant = dl.load("demo", mesh=mesh, buckets=buckets, dtype="float32")
         answers.append(assistant.generate(scene.path, scene.question, max_new_tokens=5))
-    assert answers[0].token_ids == answers[1].token_ids
-    assert answers[0].kept_image_tokens == answers[1].kept_image_tokens
-    assert answers[0].kept_output_tokens == answers[1].kept_output_tokens
+    for answer in answers[1:]:
+        assert answer.token_ids == answers[0].token_ids
+        assert answer.kept_image_tokens == answers[0].kept_image_tokens
+        assert answer.kept_output_tokens == answers[0].kept_output_tokens
+
+
+def test_a_mesh_with_other_axes_is_refused() -> None:
+    with pytest.raises(dl.InputError, match="has the axes x; name them data, fsdp, tensor"):
+        dl.load("demo", mesh=jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]))
