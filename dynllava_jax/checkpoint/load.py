@@ -16,6 +16,7 @@ from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.nn.flat import flatten, unflatten
 from dynllava_jax.nn.jax_settings import random_key
 
 ShardingRule = Callable[[DynamicLlava], Any]
@@ -34,7 +35,8 @@ def load(
 ) -> DynamicLlava:
     """The model of `load_parameters`, its parameters committed to their shardings."""
     config = open_source(path).config if config is None else config
-    return _assemble(config, load_parameters(path, config, dtype=dtype, sharding=sharding, fresh=fresh))
+    params = load_parameters(path, config, dtype=dtype, sharding=sharding, fresh=fresh)
+    return unflatten(abstract_model(config), params)
 
 
 def load_parameters(
@@ -70,7 +72,7 @@ def load_parameters(
     wanted = [target for target in targets(config) if only is None or target.path in only]
     missing = [target for target in missing if target in wanted]
     slots = {leaf: (target, i) for target in wanted for i, leaf in enumerate(target.leaves) if leaf in source.shapes}
-    where = {} if sharding is None else _by_path(sharding(abstract_model(config)))
+    where = {} if sharding is None else flatten(sharding(abstract_model(config)))
     params: dict[str, jax.Array] = {}
     for leaves in source.read(slots.keys()):
         for leaf, array in leaves.items():
@@ -83,7 +85,7 @@ def load_parameters(
 
 def leaf_shardings(config: ModelConfig, sharding: ShardingRule) -> dict[str, jax.sharding.Sharding | None]:
     """Where each leaf of a checkpoint belongs when its parameter belongs where `sharding` says."""
-    where = _by_path(sharding(abstract_model(config)))
+    where = flatten(sharding(abstract_model(config)))
     return {
         leaf: _layer_sharding(where[target.path]) if target.stacked else where[target.path]
         for target in targets(config)
@@ -96,7 +98,7 @@ def fresh_parameters(config: ModelConfig, wanted: Sequence[Target], seed: int = 
     names = {target.path for target in wanted}
 
     def initial() -> dict[str, jax.Array]:
-        flat = _by_path(DynamicLlava(nnx.Rngs(params=random_key(seed)), config))
+        flat = flatten(DynamicLlava(nnx.Rngs(params=random_key(seed)), config))
         return {name: flat[name] for name in sorted(names)}
 
     return jax.jit(initial)()
@@ -173,13 +175,3 @@ def _initialise(
         path: jax.device_put(value if dtype is None else value.astype(dtype), shardings.get(path))
         for path, value in fresh_parameters(config, missing).items()
     }
-
-
-def _by_path(model: Any) -> dict[str, Any]:
-    return {"/".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(model))}
-
-
-def _assemble(config: ModelConfig, params: dict[str, jax.Array]) -> DynamicLlava:
-    graph, state = nnx.split(abstract_model(config))
-    flat = [(path, param.replace(params["/".join(map(str, path))])) for path, param in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))

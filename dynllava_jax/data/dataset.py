@@ -1,6 +1,6 @@
 """All samples of a run: the sources of a `DataConfig`, joined, measured and filtered.
 
-n samples, numbered 0 … n-1.
+Axis legend: n samples, numbered 0 … n-1; H W pixels.
 """
 
 import collections

@@ -3,7 +3,7 @@
 A pure function of lengths, seed and sizes: every host computes the same plan and reads its rows of it, so a run
 resumes at any step, on any number of hosts.
 
-Axis legend: n samples, T steps, B rows of a global batch.
+Axis legend: n samples, e of them drawn for an epoch, T steps, B rows of a global batch.
 """
 
 import dataclasses
@@ -86,10 +86,6 @@ class RunPlan:
             raise IndexError(f"step {step} of a plan with {len(self)} steps")
         shape = self.shapes[self.shape_of[step]]
         return PlannedBatch(self.samples[step], shape.length, shape.images)
-
-    @property
-    def padded_share(self) -> float:
-        return self.padding.planned
 
     @property
     def fingerprint(self) -> str:
@@ -205,7 +201,7 @@ def _slots(image_counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return np.asarray(IMAGE_SLOTS, np.int64)[np.searchsorted(IMAGE_SLOTS, image_counts)]
 
 
-def _permutation(count: int, *key: int) -> Int[np.ndarray, " c"]:
+def _permutation(count: int, *key: int) -> Int[np.ndarray, " _"]:
     return np.argsort(_stream(count, *key), kind="stable")
 
 

@@ -1,6 +1,6 @@
 """Which few shapes (S, M) a run compiles, so that its batches carry little padding.
 
-Axis legend: N batches, S sequence, M images per row.
+Axis legend: N batches, S sequence, M images per row, C lengths to choose from.
 """
 
 from collections.abc import Sequence

@@ -51,7 +51,7 @@ def test_every_sample_once_an_epoch_in_a_batch_that_holds_it(
         assert lengths[real].max() <= planned.length
         assert images[real].max() <= planned.images
         tokens, slots = tokens + int(lengths[real].sum()), slots + batch * planned.length
-    assert plan.padded_share == pytest.approx(1 - tokens / slots)
+    assert plan.padding.planned == pytest.approx(1 - tokens / slots)
     again = make_plan(lengths, images, config, global_batch=batch, epochs=epochs)
     assert again.fingerprint == plan.fingerprint
 
