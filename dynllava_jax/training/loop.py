@@ -141,6 +141,9 @@ def train(config: TrainConfig, options: Options) -> Result:
         writers = stack.enter_context(open_writers(options.workdir, config, start, len(plan)))
         recorder = Recorder(writers, run.samples, run.subject.model, config, list(trainer.mesh.devices.flat))
         feed = stack.enter_context(Feed(run.samples.dataset, plan, trainer.mesh, config.data, start_step=start))
+        if options.profile is not None and not start < options.profile[0] <= len(plan):
+            steps = f"this start does the steps {start + 1} to {len(plan)}, not {options.profile[0]}"
+            _say(f"warning: --profile traces nothing: {steps}")
         trace = stack.enter_context(profiler(options.workdir, options.profile))
         supply = Supply(feed, recorder, times)
         doctor = _Doctor(run)

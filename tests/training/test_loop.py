@@ -151,6 +151,15 @@ def test_tokens_of_a_picture_that_cannot_be_read_are_no_tokens_a_second(
     assert "read_tokens" not in record
 
 
+def test_a_step_to_trace_that_is_none_of_the_run_is_told(
+    data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--config.steps=1", "--config.log.health_every=0", "--profile=2:3")
+    assert run(data, tmp_path, *more, checkpoint=checkpoint) == 0
+    assert "warning: --profile traces nothing: this start does the steps 1 to 1, not 2" in capsys.readouterr().err
+    assert not (tmp_path / "profile").exists()
+
+
 def test_answers_that_are_not_judged_have_no_keep_rate(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     more = ("--config.steps=1", "--config.loss.min_answer_tokens=500", "--config.log.health_every=0")
     assert run(data, tmp_path, *more, checkpoint=checkpoint) == 0
