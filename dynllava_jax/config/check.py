@@ -29,8 +29,9 @@ def check_type(value: Any, hint: Any, name: str) -> None:
 
 def check_positive(config: Any, *names: str) -> None:
     for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{type(config).__name__}.{name} must be above 0, not {getattr(config, name)!r}.")
+        if not 0 < (value := getattr(config, name)) < math.inf:
+            wanted = "finite" if value == math.inf else "above 0"
+            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {value!r}.")
 
 
 def check_named(config: Any, *names: str) -> None:

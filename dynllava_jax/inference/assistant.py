@@ -127,7 +127,12 @@ class Assistant:
         """Answers many questions together; each gets what it would get alone.
 
         A request that is wrong fails alone: its place in the result holds the `InputError`.
+
+        Raises:
+            InputError: one request in place of several.
         """
+        if isinstance(requests, Request):
+            raise InputError("generate_batch takes a list of requests, not a single one; put it into a list.")
         requests = list(requests)
         results: list[Answer | InputError | None] = [None] * len(requests)
         ready: list[tuple[int, Prepared]] = []

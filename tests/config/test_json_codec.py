@@ -47,6 +47,8 @@ def test_absent_fields_take_their_defaults() -> None:
         ({"projector": {"class": "MlpProjector", "depth": 0}}, "file.projector: MlpProjector.depth must be above 0"),
         ({"projector": {"class": "TokenPackerProjector", "levels": []}}, "file.projector: projector.levels ()"),
         ({"projector": {"class": "TokenPackerProjector", "levels": [-2]}}, "counted from 0 (the embedding)"),
+        ({"decoder": {"rope_theta": float("inf")}}, "file.decoder: DecoderConfig.rope_theta must be finite, not inf"),
+        ({"decoder": {"rope_theta": 0.0}}, "file.decoder: DecoderConfig.rope_theta must be above 0, not 0.0"),
         ({"vision": {"patch_size": 400}}, "file.vision: vision.patch_size 400 exceeds vision.image_size 336"),
         ({"sparsity": {"image_keep_rate": 2.0}}, "file.sparsity: SparsityConfig.image_keep_rate must lie in (0, 1]"),
         ({"decoder": {"rope_scaling": {"class": "Yarn"}}}, "file.decoder.rope_scaling.class must be one of"),

@@ -136,6 +136,8 @@ def test_numbers_of_numpy_are_numbers(assistant: Assistant) -> None:
 def test_what_is_no_request_and_no_picture_is_named(assistant: Assistant) -> None:
     (refused,) = assistant.generate_batch([QUESTION])  # pyright: ignore[reportArgumentType]
     assert "must be a dynllava_jax.Request, not a str" in str(refused)
+    with pytest.raises(dl.InputError, match="put it into a list"):
+        assistant.generate_batch(dl.Request(QUESTION))  # pyright: ignore[reportArgumentType]
     for data in (bytearray(b"no picture"), memoryview(b"no picture")):
         with pytest.raises(dl.InputError, match=r"10 bytes|memoryview"):
             assistant.generate(data, QUESTION)
