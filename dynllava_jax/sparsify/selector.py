@@ -41,7 +41,7 @@ class ImageView:
     decoder layer `sparse_layer` (image), one row per image token. `hidden`, `kind` (the token kinds of
     `data.spans`, which give every span) and `question` (the mask of the question's tokens) are the whole
     sequence at place image and None before it. `attention` is filled when the selector `wants_attention`: that of
-    CLS over the patches (tower) or of the sequence's last query over the image tokens (image).
+    CLS over the patches (tower) or of the sequence's last query over the image tokens (image); embed has none.
     `keys` holds one key per sample, made from that sample's own seed. `kept` is K in this call, static: a caller may
     ask for another rate than the one that the model was built with.
     """
@@ -151,8 +151,14 @@ def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
     places = getattr(selector, "places", PLACES)
     if context.place not in places:
         raise InputError(f"Selector {name} serves {', '.join(places)}, not {context.place}_selector.")
-    if not context.judges_text and not hasattr(selector, "wants_attention"):
+    wants_attention = getattr(selector, "wants_attention", None)
+    if not context.judges_text and wants_attention is None:
         raise InputError(f"Selector {name} judges images: say `wants_attention = False` (or True) in its class.")
+    if context.place == "embed" and wants_attention:
+        raise InputError(
+            f"Selector {name} wants attention, and no layer stands before embed_selector to give it; make it the "
+            "tower_selector or the image_selector."
+        )
     return selector
 
 
@@ -168,10 +174,10 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
     samples, images, count, width = view.features.shape
     if isinstance(result, Merged):
         wanted = (samples, images, context.kept, width)
-        if result.tokens.shape != wanted or result.index.shape != wanted[:3]:
+        tokens, index = (getattr(array, "shape", array) for array in (result.tokens, result.index))
+        if (tokens, index) != (wanted, wanted[:3]):
             raise InputError(
-                f"{name} merges into tokens {result.tokens.shape} at index {result.index.shape}; wanted are {wanted} "
-                f"and {wanted[:3]}."
+                f"{name} merges into tokens {tokens} at index {index}; wanted are {wanted} and {wanted[:3]}."
             )
         return result
     return _checked(result, (samples, images, count), f"{name} returns scores")

@@ -75,6 +75,10 @@ class WrongShape(nnx.Module):
         return view.features[..., :1, 0]
 
 
+class WantsAttention(WrongShape):
+    wants_attention = True
+
+
 class HalfPrecision(WrongShape):
     def __call__(self, view: ImageView) -> jax.Array:
         return view.features[..., 0].astype(jnp.bfloat16)

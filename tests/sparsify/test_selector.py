@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -131,6 +132,7 @@ def test_half_precision_scores_become_float32() -> None:
         (f"{OWN}:NeedsMore", "output", "'temperature'"),
         (f"{OWN}:ClsAttention", "image", "serves tower, not image_selector"),
         (f"{OWN}:Loud", "image", "wants_attention = False"),
+        (f"{OWN}:WantsAttention", "embed", "no layer stands before embed_selector"),
     ],
 )
 def test_refusals(name: str, place: Place, message: str) -> None:
@@ -159,6 +161,14 @@ def test_a_module_that_cannot_be_imported(
 def test_a_wrong_shape_is_named(own: type[nnx.Module]) -> None:
     with pytest.raises(InputError, match=f"{own.__name__} .*wanted"):
         _check(_load(f"{OWN}:{own.__name__}"), _view())
+
+
+def test_what_is_no_array_in_a_merge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user calls it
+    made: Any = Merged(jnp.ones((2, 3, 4, 8)), None)  # pyright: ignore[reportArgumentType]
+    selector: Any = type("Own", (), {"__call__": lambda self, view: made})()
+    with pytest.raises(InputError, match=r"Own merges into tokens \(2, 3, 4, 8\) at index None; wanted"):
+        _check(selector, _view())
 
 
 @pytest.mark.parametrize(
