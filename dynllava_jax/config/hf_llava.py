@@ -25,6 +25,8 @@ def to_llava_hf(config: ModelConfig, *, image_token: int, vocab_size: int) -> di
     """
     check_expressible(config)
     strategy = "default" if config.vision.select_feature == "patch" else "full"
+    # transformers takes a 0 for "not said" and fails; counted from the end it knows the embedding's output.
+    layer = config.vision.select_layer or -config.vision.num_layers - 1
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -32,7 +34,7 @@ def to_llava_hf(config: ModelConfig, *, image_token: int, vocab_size: int) -> di
         "image_seq_length": config.vision.num_features,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
-        "vision_feature_layer": config.vision.select_layer,
+        "vision_feature_layer": layer,
         "vision_feature_select_strategy": strategy,
         "tie_word_embeddings": config.decoder.tie_embeddings,
         "pad_token_id": config.text_prep.pad_id,
@@ -53,8 +55,13 @@ def check_expressible(config: ModelConfig) -> None:
         if (selector := getattr(config.sparsity, f"{place}_selector")) is not None:
             raise InputError(
                 f"llava-hf cannot express {place}_selector {selector!r}: it drops no tokens; take --layout official, "
-                "or --without-predictors for the dense model."
+                "or a dense model (to-torch has --without-predictors for it)."
             )
+    if config.decoder.hidden_size % config.decoder.num_heads:
+        raise InputError(
+            f"llava-hf cannot express {config.decoder.num_heads} decoder heads at hidden_size "
+            f"{config.decoder.hidden_size}: transformers loads no Llama whose heads do not divide it."
+        )
     if config.projector != MlpProjector(depth=2):
         raise InputError(
             f"llava-hf cannot express the projector {config.projector}; it has MlpProjector(depth=2) only, so take "

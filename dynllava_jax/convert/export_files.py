@@ -41,16 +41,22 @@ def official(config: ModelConfig, stored: Files, *, same_family: bool, apart: bo
     return files
 
 
-def llava_hf(config: ModelConfig, stored: Files, *, same_family: bool) -> tuple[dict[str, bytes], int]:
-    """Files of the llava-hf layout, and the rows of its embedding, in which the image token has one."""
+def llava_hf(
+    config: ModelConfig, stored: Files, *, same_family: bool, free: int | None = None
+) -> tuple[dict[str, bytes], int]:
+    """Files of the llava-hf layout, and the rows of its embedding, in which the image token has one.
+
+    `free`: the first id that the tokenizer has no token for; None: no tokenizer is known, so the first without a row.
+    """
     own = _json(stored, _CONFIG) if same_family else None
     files = {name: data for name, data in stored.items() if "/" not in name and _fits(name, same_family)}
     image_token = (own or {}).get("image_token_index", (own or {}).get("image_token_id"))
     rows = config.decoder.vocab_size
     if image_token is None:
-        tokenizer, image_token = _with_image_token(stored, rows)
+        tokenizer, image_token = _with_image_token(stored, rows if free is None else free)
         files |= tokenizer
-        rows = max(rows, -(-(image_token + 1) // _MULTIPLE) * _MULTIPLE)
+        if image_token >= rows:
+            rows = -(-(image_token + 1) // _MULTIPLE) * _MULTIPLE
     made = to_llava_hf(config, image_token=image_token, vocab_size=rows)
     files[_CONFIG] = _config_bytes(config, stored, own, made)
     if _PREPROCESSOR not in files and _PROCESSOR not in files:
@@ -85,15 +91,18 @@ def _known_tower(config: ModelConfig) -> str | None:
     return next((name for name, known in KNOWN_CONFIGS.items() if vision_to_hf(config.vision) | known == known), None)
 
 
-def _with_image_token(stored: Files, rows: int) -> tuple[dict[str, bytes], int]:
-    """The tokenizer's files with `<image>` in them, and its id: its own if it has one, else the first free one."""
+def _with_image_token(stored: Files, free: int) -> tuple[dict[str, bytes], int]:
+    """The tokenizer's files with `<image>` in them, and its id: its own if it has one, else the first free one.
+
+    An id further behind, where an embedding is padded, would do no good: `tokenizers` counts its tokens through.
+    """
     settings = _json(stored, "tokenizer_config.json") or {}
     added: dict[str, Any] = dict(settings.get("added_tokens_decoder") or {})
     known = {entry["content"]: int(number) for number, entry in added.items()}
     known |= _json(stored, "added_tokens.json") or {}
     if IMAGE_TOKEN in known:
         return {}, known[IMAGE_TOKEN]
-    token = max([rows, *(number + 1 for number in known.values())])
+    token = max([free, *(number + 1 for number in known.values())])
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     added[str(token)] = {"content": IMAGE_TOKEN, **flags}
     settings |= {

@@ -26,6 +26,7 @@ from dynllava_jax.convert.from_torch import DTYPES
 from dynllava_jax.convert.plan import cast
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
 from dynllava_jax.convert.unfinished import unfinished
+from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
 
 PREDICTORS = ("image_predictor", "output_predictor", "instruct_predictor")
@@ -96,7 +97,7 @@ def export(
     files = {name: path.read_bytes() for name, path in files_below(source.files)}
     vocab_size = None
     if layout == "hf":
-        small, vocab_size = export_files.llava_hf(config, files, same_family=same)
+        small, vocab_size = export_files.llava_hf(config, files, same_family=same, free=_first_free(source))
         if vocab_size > config.decoder.vocab_size:
             notes.append(f"rows for <image> added to the embedding and the head, {vocab_size} in all")
     else:
@@ -151,6 +152,13 @@ def _exported(source: Source, without_predictors: bool, notes: list[str]) -> tup
     return dataclasses.replace(
         source.config, sparsity=dataclasses.replace(source.config.sparsity, **selectors)
     ), without
+
+
+def _first_free(source: Source) -> int | None:
+    """The id behind the tokenizer's own, if there is one."""
+    if not any((source.files / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return None
+    return Tokenizer.load(source.files).vocab_size
 
 
 def _send(folder: Path, dst: AnyPath, file: Path) -> None:

@@ -1,5 +1,6 @@
 """What was converted comes back bit by bit under its own names, or in transformers' own format."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -17,9 +18,11 @@ from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import tiny
 from dynllava_jax.config.vision import MlpProjector
 from dynllava_jax.convert.from_torch import convert
+from dynllava_jax.convert.random_weights import make_random
 from dynllava_jax.convert.read_torch import TorchWeights
 from dynllava_jax.convert.to_torch import export
 from dynllava_jax.errors import InputError
+from dynllava_jax.testing import synthetic_image, write_tokenizer
 from tests import golden_files
 from tests.checkpoint.test_store import random_leaves
 from tests.convert import torch_folders
@@ -216,6 +219,53 @@ def test_transformers_loads_an_official_model_as_llava_hf(model: Path, tmp_path:
         logits = llava.eval()(input_ids=torch.from_numpy(tokens), pixel_values=pixels).logits[0, :, :512].numpy()
     wanted = case.outputs["b1.logits"][0]
     np.testing.assert_allclose(logits[-len(wanted) :], wanted, rtol=0, atol=2e-5 * max(1.0, np.abs(wanted).max()))
+
+
+def test_the_image_token_is_the_first_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    """`tokenizers` counts on from there, wherever the padded embedding ends: `<image>` must be what it makes of it."""
+    transformers = pytest.importorskip("transformers")
+    config = dataclasses.replace(tiny(), sparsity=tiny().sparsity.dense())
+    make_random(config, tmp_path / "src", dtype="float32")
+    write_tokenizer(tmp_path / "src", vocab_size=config.decoder.vocab_size - 12)
+    convert(tmp_path / "src", tmp_path / "model", predictors=False)
+    export(tmp_path / "model", tmp_path / "hf", layout="hf")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    found = processor(images=synthetic_image(), text="<image>\nWhat is there?")
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written["image_token_index"] == config.decoder.vocab_size - 12
+    assert written["text_config"]["vocab_size"] == config.decoder.vocab_size  # no row is added
+    assert np.sum(np.array(found["input_ids"]) == written["image_token_index"]) == config.image_tokens
+    convert(tmp_path / "hf", tmp_path / "again", predictors=False)
+    assert store.read_config(tmp_path / "again").decoder == config.decoder
+
+
+def test_transformers_reads_a_tower_whose_embedding_is_asked_for(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    config = dataclasses.replace(
+        tiny(), sparsity=tiny().sparsity.dense(), vision=dataclasses.replace(tiny().vision, select_layer=0)
+    )
+    make_random(config, tmp_path / "hf", layout="hf", dtype="float32")
+    llava = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 56, 56)).astype(np.float32)
+    with torch.no_grad():
+        features = llava.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output[0].numpy()
+    convert(tmp_path / "hf", tmp_path / "model", predictors=False)
+    model = load(tmp_path / "model")
+    ours = model.projector(model.vision(jnp.asarray(pixels.transpose(0, 2, 3, 1))).features)
+    np.testing.assert_allclose(ours[0], features, atol=1e-5)
+
+
+def test_heads_that_transformers_refuses_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder = dataclasses.replace(tiny().decoder, hidden_size=50, num_heads=4, num_kv_heads=4, head_dim=16)
+    with pytest.raises(InputError, match="cannot express 4 decoder heads at hidden_size 50"):
+        make_random(
+            dataclasses.replace(tiny(), decoder=decoder, sparsity=tiny().sparsity.dense()), tmp_path / "hf", layout="hf"
+        )
+    assert main(["convert", "make-random", str(tmp_path / "hf"), "--preset", "tiny", "--layout", "hf"]) == 2
+    assert "or a dense model (to-torch has --without-predictors for it)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_llava_hf_cannot_express_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
