@@ -5,7 +5,6 @@ For measuring conversion, memory and loading at full size without a download. Th
 
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,10 +99,10 @@ def make_random(
 
 def _unused_in_tower(prefix: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of what every released tower has and no LLaVA uses."""
-    shapes = leaf_shapes(config)
+    whole = dataclasses.replace(config.vision, select_layer=config.vision.num_layers)
+    shapes = leaf_shapes(dataclasses.replace(config, vision=whole))  # even of a tower none of whose layers is read
     for rule in unused_tower_rules(prefix, config):
-        first = re.sub(r"layers/\d+/", "layers/0/", rule.leaf)
-        yield rule.source, rule.transform.source_shape(shapes[first])
+        yield rule.source, rule.transform.source_shape(shapes[rule.leaf])
     for part in ("weight", "bias"):
         yield f"{prefix}post_layernorm.{part}", (config.vision.hidden_size,)
 

@@ -1,5 +1,6 @@
 """`dynllava convert make-random`: the true shapes, the same bytes for the same seed, a full round trip."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,16 @@ def test_a_round_trip(tmp_path: Path) -> None:
         assert content(tmp_path / "back" / folder) == content(tmp_path / "torch" / folder)
     make_random(tiny(), tmp_path / "again", dtype="bfloat16")
     assert content(tmp_path / "again") == content(tmp_path / "torch")
+
+
+@pytest.mark.parametrize("layer", [0, -4])
+def test_a_tower_none_of_whose_layers_is_read(tmp_path: Path, layer: int) -> None:
+    config = dataclasses.replace(tiny(), vision=dataclasses.replace(tiny().vision, select_layer=layer))
+    assert config.layers_used == 0
+    make_random(config, tmp_path / "torch")
+    convert(tmp_path / "torch", tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "back", layout="official")
+    assert content(tmp_path / "back" / "vision_tower") == content(tmp_path / "torch" / "vision_tower")
 
 
 @pytest.mark.parametrize("preset", ["llava_1_5_7b", "llava_1_5_13b"])
