@@ -91,6 +91,18 @@ def test_numbers_of_given_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["ratio_to_chunked"] == {"forward": 8.0, "both": 2.5}
 
 
+def test_decoding_counts_the_keys_that_each_one_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jax.nn` reads the cache alone, the door's functions meet the token's own key and value too."""
+    monkeypatch.setattr(attention, "measure", lambda function, *args, least: 1.0)
+    shape = AttentionShape(3, 4, 2, 7, 16)
+    query, own, cache = 3 * 4 * 16 * 4, 2 * 3 * 2 * 16 * 4, 2 * 3 * 2 * 7 * 16 * 4
+    for record in attention.bench_attention("decode", shape, "float32", MACHINE, names=("xla",)):
+        theirs = record["implementation"].startswith("jax_")
+        assert record["forward_tflops"] == pytest.approx(4 * 3 * 4 * 16 * (7 if theirs else 8) / 1e12)
+        moved = 2 * query + cache + (0 if theirs else own + 4 + 3 * 4)  # the layer's number, three lengths
+        assert record["forward_gb_per_second"] == pytest.approx(moved / 1e9)
+
+
 def test_a_backward_pass_that_fails_leaves_the_forward_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def given(function: Callable[..., Any], *args: Any, least: float) -> float:
         if len(args) > 3:
