@@ -20,7 +20,7 @@ def active(lines: list[str], python: str) -> dict[str, Requirement]:
     return {item.name: item for item in found if item.marker is None or item.marker.evaluate(environment)}
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_requirements_pin_everything_within_its_bounds(python):
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pins = active([line for line in lines if line], python)
