@@ -9,7 +9,7 @@ import numpy as np
 from dynllava_jax.verify import halves
 from dynllava_jax.verify.cases import Case
 from dynllava_jax.verify.computed import Computed
-from dynllava_jax.verify.tolerance import PLATFORM_FACTOR, Platform, tolerance
+from dynllava_jax.verify.tolerance import PLATFORM_FACTOR, Platform, Tolerance, tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,7 @@ def _compare_array(case: Case, computed: Computed, name: str, dtype: str) -> Row
         return Row(None, tolerance(case.name, name, reference).limit, False, problem)
     if (masked := computed.masked.get(name)) is not None:
         values, reference = values[~masked], reference[~masked]
-    allowed = tolerance(case.name, name, reference, dtype)
-    error = allowed.error(values, reference)
-    if not math.isfinite(error):
-        return Row(None, allowed.limit, False, "not a finite number everywhere")
-    return Row(error, allowed.limit, error <= allowed.limit)
+    return _row(tolerance(case.name, name, reference, dtype), values, reference)
 
 
 def _compare_fact(case: str, name: str, recorded: Any, ours: Any) -> Row:
@@ -134,8 +130,13 @@ def _compare_numbers(case: str, name: str, recorded: dict[str, Any], ours: dict[
         return Row(None, 0.0, False, f"a number on one side only for {', '.join(wrong[:5])}")
     known = [key for key, value in recorded.items() if value is not None]
     values, reference = (np.array([side[key] for key in known], np.float64) for side in (ours, recorded))
-    allowed = tolerance(case, name, reference)
+    return _row(tolerance(case, name, reference), values, reference)
+
+
+def _row(allowed: Tolerance, values: np.ndarray, reference: np.ndarray) -> Row:
     error = allowed.error(values, reference)
+    if not math.isfinite(error):
+        return Row(None, allowed.limit, False, "not a finite number everywhere")
     return Row(error, allowed.limit, error <= allowed.limit)
 
 

@@ -69,6 +69,30 @@ def test_what_cannot_be_subtracted_does_not_hold(value: Any, problem: str) -> No
     assert found.problem == problem
 
 
+def test_a_recorded_infinity_must_be_met_and_excuses_nothing() -> None:
+    assert row([-np.inf, 2.0], [-np.inf, 2.00001]).ok
+    for recorded, value in (([-np.inf, 2.0], [-np.inf, 3.0]), ([np.inf, 2.0], [1.0, 2.0]), ([np.nan, 2.0], [1.0, 2.0])):
+        found = row(recorded, value)
+        assert not found.ok
+        assert found.tolerance == pytest.approx(4e-5)
+    relative = case({"lr_total7_warm1": [np.inf, 1e-6]}, name="12_optimizer_groups")
+    found = Computed()
+    found.put("lr_total7_warm1", [np.inf, 1e-6])
+    assert compare(relative, found, "cpu").ok
+    found.put("lr_total7_warm1", [1.0, 1e-6])
+    assert not compare(relative, found, "cpu").ok
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, 2.1])
+def test_a_fact_that_is_no_number_does_not_hold(wrong: float) -> None:
+    found = Computed()
+    found.info["info.grad_norms"] = {"head": 2.0, "tower": None}
+    assert compare(case({}, {"grad_norms": {"head": 2.0, "tower": None}}), found, "cpu").ok
+    report = compare(case({}, {"grad_norms": {"head": wrong, "tower": None}}), found, "cpu")
+    assert not report.ok
+    json.dumps(report.as_json(), allow_nan=False)
+
+
 def test_an_array_or_fact_that_nobody_computed_does_not_hold() -> None:
     report = compare(case({"logits": [1.0]}, {"input_embeds_indices": [{"image": [1, 2]}]}), Computed(), "cpu")
     assert {name: found.problem for name, found in report.arrays.items()} == {
