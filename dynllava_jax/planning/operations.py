@@ -58,13 +58,14 @@ def prefill_operations(model: ModelConfig, shape: Shape) -> Operations:
 
 
 def token_operations(model: ModelConfig, shape: Shape) -> Operations:
-    """Of the last token of an answer, which attends to most.
+    """Of the step that gives an answer's last token, which attends to most: it feeds the last but one.
 
     Equation 13 is that of a pass over N tokens; one of them, which finds the others in a cache, is 1/N of it.
     """
     sparsity, decoder = model.sparsity, model.decoder
     shallow, deep = _stacks(model)
-    ends = (shallow, shape.shallow_capacity), (deep, shape.deep_length + output_rate(model) * shape.answer)
+    fed = max(1, shape.answer - 1)  # the prompt's pass gives the first
+    ends = (shallow, shape.length + fed), (deep, shape.deep_length + output_rate(model) * fed)
     one = flops.decoder_layer(decoder, 1)
     counted = sum(layers * (one.weights + seen * one.mixing) for layers, seen in ends)
     counted += 2.0 * decoder.hidden_size * decoder.vocab_size

@@ -55,15 +55,18 @@ def test_an_instruct_predictor_judges_the_whole_prompt() -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "dynamic"])
 def test_a_token_is_the_last_of_dynllava_flops(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    until = [count(capsys, "7b", f"--new-tokens={new}")["generation_with_cache"][kind] for new in (100, 101)]
+    until = [count(capsys, "7b", f"--new-tokens={new}")["generation_with_cache"][kind] for new in (99, 100)]
     model, batch = shape("7b", kind)
     width, vocab = model.decoder.hidden_size, model.decoder.vocab_size
     predictor = 2 * (width * 512 + 512 * 256 + 256 * 128 + 128 * 2) if kind == "dynamic" else 0
     found = token_operations(model, batch)
     assert found.exact == pytest.approx(3 * (until[1] - until[0] + 2 * width * vocab + predictor), rel=1e-9)
     kept = 0.5 if kind == "dynamic" else 1.0
-    seen = 2 * (batch.length + 100) + 30 * (batch.deep_length + kept * 100)
+    seen = 2 * (batch.length + 99) + 30 * (batch.deep_length + kept * 99)
     assert found.eq13 == pytest.approx(3 * (32 * 32 * width**2 + 4 * width * seen), rel=1e-12)
+    # An answer of one token feeds none; what is planned is then the first step there could be.
+    one, two = (token_operations(model, dataclasses.replace(batch, answer=answer)) for answer in (1, 2))
+    assert one == two
 
 
 def test_a_step_is_three_forward_passes_by_equation_13(capsys: pytest.CaptureFixture[str]) -> None:
