@@ -34,6 +34,13 @@ def check_positive(config: Any, *names: str) -> None:
             raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {value!r}.")
 
 
+def check_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) < math.inf:
+            wanted = "finite" if value == math.inf else "0 or more"
+            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {value!r}.")
+
+
 def check_named(config: Any, *names: str) -> None:
     """A path or name is not empty, as it is where a shell knows no variable of the name that was written."""
     for name in names:

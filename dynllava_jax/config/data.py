@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed
+from dynllava_jax.config.check import (
+    check_choice,
+    check_fields,
+    check_named,
+    check_not_negative,
+    check_positive,
+    check_seed,
+)
 from dynllava_jax.errors import InputError
 
 IMAGE_SLOTS = (0, 1, 2, 4)
@@ -57,8 +64,7 @@ class DataConfig:
         check_choice(self, "on_error", ("fail", "skip"))
         check_named(self, "source", "adapter", "index")
         check_seed(self, "seed")
-        if self.workers < 0:
-            raise InputError(f"DataConfig.workers must be 0 or more, not {self.workers}.")
+        check_not_negative(self, "workers")
         if not 0.0 <= self.max_skipped <= 1.0:
             raise InputError(f"DataConfig.max_skipped is a share from 0 to 1, not {self.max_skipped}.")
         if list(self.lengths) != sorted(set(self.lengths)) or any(length < 1 for length in self.lengths):

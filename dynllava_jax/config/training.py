@@ -3,7 +3,15 @@
 import dataclasses
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_named, check_positive, check_seed, check_sizes
+from dynllava_jax.config.check import (
+    check_choice,
+    check_fields,
+    check_named,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_sizes,
+)
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.errors import InputError
@@ -86,9 +94,7 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "warmup_ratio"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"OptimizerConfig.{name} must lie in [0, 1), not {getattr(self, name)!r}.")
-        for name in ("weight_decay", "predictor_weight_decay"):
-            if getattr(self, name) < 0.0:
-                raise InputError(f"OptimizerConfig.{name} must be 0 or more, not {getattr(self, name)!r}.")
+        check_not_negative(self, "weight_decay", "predictor_weight_decay")
         if self.freeze_vision and self.freeze_projector and self.freeze_decoder and self.freeze_predictors:
             raise InputError("OptimizerConfig freezes every part of the model: nothing would be trained.")
         if self.lora is not None and self.freeze_decoder:
@@ -124,9 +130,7 @@ class LossConfig:
         check_fields(self)
         check_choice(self, "normalise", ("global", "per_device"))
         check_positive(self, "chunk")
-        for name in ("mask_weight", "min_answer_tokens", "min_instruction_tokens", "eps"):
-            if getattr(self, name) < 0:
-                raise InputError(f"LossConfig.{name} must be 0 or more, not {getattr(self, name)!r}.")
+        check_not_negative(self, "mask_weight", "min_answer_tokens", "min_instruction_tokens", "eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +178,7 @@ class EvalConfig:
         check_fields(self)
         check_named(self, "source")
         check_positive(self, "samples")
-        if self.every < 0:
-            raise InputError(f"EvalConfig.every must be 0 or more, not {self.every}.")
+        check_not_negative(self, "every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +200,7 @@ class LogConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "explosion")
-        if self.health_every < 0:
-            raise InputError(f"LogConfig.health_every must be 0 or more, not {self.health_every}.")
+        check_not_negative(self, "health_every")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,54 +45,85 @@ class SpecialTokens:
     @staticmethod
     def read(folder: epath.Path) -> "SpecialTokens":
         """Raises InputError for a file that cannot be read, or that asks for an end-of-sequence token in each text."""
-        config = _read_json(folder / "tokenizer_config.json")
-        if config.get("add_eos_token"):
+        config, tokens, numbered = (
+            _File.read(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "added_tokens")
+        )
+        if config.content.get("add_eos_token"):
             raise InputError(
-                f"{folder / 'tokenizer_config.json'} sets add_eos_token, with which every prompt would end in "
-                "the token that ends an answer; set it to false."
+                f"{config.path} sets add_eos_token, with which every prompt would end in the token that ends an "
+                "answer; set it to false."
             )
-        tokens = _read_json(folder / "special_tokens_map.json")
-        given = config.get("added_tokens_decoder", {})
+        decoder = config.of("added_tokens_decoder", dict) or {}
+        given = {config.number("added_tokens_decoder", key): entry for key, entry in decoder.items()}
+        texts = {number: config.text("added_tokens_decoder", entry, bare=False) for number, entry in given.items()}
         added = {
-            entry["content"]: AddedToken(
-                entry["content"],
-                int(number),
+            texts[number]: AddedToken(
+                texts[number],
+                number,
                 lstrip=bool(entry.get("lstrip")),
                 rstrip=bool(entry.get("rstrip")),
                 special=bool(entry.get("special")),
             )
             for number, entry in given.items()
         }
-        for text, number in _read_json(folder / "added_tokens.json").items():
-            added.setdefault(text, AddedToken(text, int(number)))
+        for text, number in numbered.content.items():
+            added.setdefault(text, AddedToken(text, numbered.number(text, number)))
         roles = {}
         for role in ("bos", "eos", "unk", "pad"):
-            entry = config.get(f"{role}_token") or tokens.get(f"{role}_token")
-            if entry:
-                roles[role] = _text(entry)
-        further = config.get("additional_special_tokens") or tokens.get("additional_special_tokens") or ()
+            for file in (tokens, config):  # the config's word is the last
+                if entry := file.content.get(f"{role}_token"):
+                    roles[role] = file.text(f"{role}_token", entry)
+        further: tuple[str, ...] = ()
+        for file in (tokens, config):
+            if entries := file.of("additional_special_tokens", list):
+                further = tuple(file.text("additional_special_tokens", entry) for entry in entries)
         return SpecialTokens(
             roles=roles,
             added=tuple(added.values()),
-            words=tuple(entry["content"] for entry in given.values() if entry.get("single_word")),
-            further=tuple(map(_text, further)),
-            legacy=config.get("legacy") is not False,
-            add_prefix_space=config.get("add_prefix_space") is not False,
-            add_bos=config.get("add_bos_token"),
+            words=tuple(texts[number] for number, entry in given.items() if entry.get("single_word")),
+            further=further,
+            legacy=config.content.get("legacy") is not False,
+            add_prefix_space=config.content.get("add_prefix_space") is not False,
+            add_bos=config.content.get("add_bos_token"),
         )
 
 
-def _text(entry: str | dict[str, Any]) -> str:
-    return entry["content"] if isinstance(entry, dict) else entry
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A JSON object; empty where there is no such file. What it holds raises InputError if it has another type."""
 
+    path: epath.Path
+    content: dict[str, Any]
 
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}); copy it again.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must hold a JSON object, not a {type(content).__name__}; copy it again.")
-    return content
+    @staticmethod
+    def read(path: epath.Path) -> "_File":
+        if not path.is_file():
+            return _File(path, {})
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read as JSON ({error}); copy it again.") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path} must hold a JSON object, not a {type(content).__name__}; copy it again.")
+        return _File(path, content)
+
+    def of(self, key: str, kind: type) -> Any:
+        found = self.content.get(key)
+        if found is not None and not isinstance(found, kind):
+            raise InputError(f"{self.path}: {key} must be a {kind.__name__}, not {found!r}; copy it again.")
+        return found
+
+    def text(self, key: str, entry: Any, *, bare: bool = True) -> str:
+        """A token's text, which stands among its properties, or may also be `bare`."""
+        text = entry.get("content") if isinstance(entry, dict) else entry if bare else None
+        if not isinstance(text, str):
+            raise InputError(f"{self.path}: {key} has {entry!r}, which is no token; copy it again.")
+        return text
+
+    def number(self, key: str, written: Any) -> int:
+        try:
+            return int(written)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self.path}: {key} has {written!r}, which is no token's number; copy it again."
+            ) from None

@@ -16,7 +16,7 @@ from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.prefill import last_logits, layer_lengths
 from dynllava_jax.verify.subject import Subject
 
-_PHANTOM = "the official batch attends to phantom zero keys (quirk 10); ours has none, see b2clean"
+_PHANTOM = "the official batch attends to phantom zero keys (docs/differences.md); ours has none, see b2clean"
 
 
 def teacher_forced(subject: Subject, case: Case) -> Computed:

@@ -19,7 +19,7 @@ from dynllava_jax.verify.computed import Computed, spans_of
 from dynllava_jax.verify.subject import Subject
 
 _ABSENT = "the official function returns None here; our batch always has it"
-_NO_IMAGE = "the official code trains the whole batch without sparsification (quirk 27); ours gives the others theirs"
+_NO_IMAGE = "the official code then sparsifies nothing in the whole batch (docs/differences.md), ours in the others"
 
 
 def prepare_inputs(subject: Subject, case: Case) -> Computed:

@@ -18,7 +18,7 @@ from dynllava_jax.verify.decode import feed
 from dynllava_jax.verify.prefill import last_logits, positions_after
 from dynllava_jax.verify.subject import Subject
 
-_TWICE = "without an answer the official code feeds the last prompt token twice (quirk 12); ours never does"
+_TWICE = "without an answer the official code feeds the last prompt token twice (docs/differences.md); ours never does"
 
 
 def official_rule(subject: Subject, case: Case) -> Computed:

@@ -120,6 +120,9 @@ def test_another_predictor_class_takes_nothing_from_the_presets(tmp_path: Path) 
         ("sparsity.image_keep_rate=2.0", "image_keep_rate must lie in (0, 1]"),
         ("seed", "is not --config.key=value"),
         ("=3", "is not --config.key=value"),
+        ("loss.mask_weight=1e999", "LossConfig.mask_weight must be finite, not inf"),
+        ("loss.eps=-1.0", "LossConfig.eps must be 0 or more, not -1.0"),
+        ("optimizer.weight_decay=1e999", "OptimizerConfig.weight_decay must be finite, not inf"),
     ],
 )
 def test_what_overrides_are_refused(override: str, needle: str, tmp_path: Path) -> None:
@@ -166,3 +169,8 @@ def test_sparsity_without_a_preset_must_be_whole(tmp_path: Path) -> None:
     body = "dict(model=None, init=dict(checkpoint='here'), sparsity=dict(image_keep_rate=0.3))"
     with pytest.raises(InputError, match=r"config\.sparsity lacks sparse_layer; it must state everything"):
         read(tmp_path, body)
+
+
+def test_no_number_is_no_weight(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"LossConfig\.mask_weight must be 0 or more, not nan"):
+        read(tmp_path, "dict(loss=dict(mask_weight=float('nan')))")

@@ -227,3 +227,30 @@ def test_what_is_not_served_is_said(tmp_path: Path) -> None:
     token = {"content": "car", "single_word": True}
     with pytest.raises(InputError, match=r"the added token 'car' is single_word, which is not served"):
         Tokenizer.load(_variant(tmp_path, added_tokens_decoder={"511": token}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"added_tokens_decoder": {"511": {}}}, "added_tokens_decoder has {}, which is no token"),
+        ({"added_tokens_decoder": {"511": "car"}}, "added_tokens_decoder has 'car', which is no token"),
+        (
+            {"added_tokens_decoder": {"car": {"content": "car"}}},
+            "added_tokens_decoder has 'car', which is no token's number",
+        ),
+        ({"added_tokens_decoder": []}, r"added_tokens_decoder must be a dict, not \[\]"),
+        ({"bos_token": 3}, "bos_token has 3, which is no token"),
+        ({"eos_token": {"text": "</s>"}}, "eos_token has .*, which is no token"),
+        ({"additional_special_tokens": 5}, "additional_special_tokens must be a list, not 5"),
+        ({"additional_special_tokens": [None]}, "additional_special_tokens has None, which is no token"),
+    ],
+)
+def test_a_damaged_entry_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"tokenizer_config.json: {said}"):
+        Tokenizer.load(_variant(tmp_path, **changes))
+
+
+def test_an_added_token_without_a_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": None}))
+    with pytest.raises(InputError, match=r"added_tokens.json: <image> has None, which is no token's number"):
+        Tokenizer.load(_variant(tmp_path))
