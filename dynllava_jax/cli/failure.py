@@ -15,13 +15,16 @@ def is_expected(error: Exception) -> bool:
     return isinstance(error, tuple(_STATUS))
 
 
-def report(error: Exception, debug: bool = False) -> tuple[int, str]:
+def report(error: Exception | KeyboardInterrupt, debug: bool = False) -> tuple[int, str]:
     """Says what went wrong, and returns exit status and message.
 
     Args:
-        error: any; one that is not expected has status 1.
+        error: any; one that is not expected has status 1, Ctrl-C has 130.
         debug: whether the traceback is wanted too.
     """
+    if isinstance(error, KeyboardInterrupt):
+        print("dynllava: interrupted", file=sys.stderr)
+        return 130, "interrupted"
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 1)
     message = " ".join(str(error).split())
     if not is_expected(error):

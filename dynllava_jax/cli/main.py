@@ -61,9 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("dynllava_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
             args.command_line = [*argv, *(["--debug"] if debug else [])]
             return args.run(args)
-    except KeyboardInterrupt:
-        print("dynllava: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return report(error)[0]
     except Exception as error:
         if isinstance(error, BrokenPipeError) and (status := status_without_reader()) is not None:
             return status

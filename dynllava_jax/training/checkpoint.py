@@ -199,15 +199,23 @@ class TrainingCheckpoints:
         self._current = step
         self._pending = self._thread.submit(self._finish, path, written, info, described)
 
-    def wait(self) -> None:
+    def wait(self, *, together: bool = True) -> None:
         """Waits for the save in progress. Collective.
 
+        Args:
+            together: False where the other processes do not come: this one's part of the save is waited for.
+
         Raises:
-            InputError: it failed, on this process or another.
+            InputError: it failed, on this process or, if together, another.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            processes.raise_together(pending.exception())
+        if pending is None:
+            return
+        error = pending.exception()
+        if together:
+            processes.raise_together(error)
+        elif error is not None:
+            raise error
 
     def check(self) -> None:
         """Says early that the save in progress has failed on this process; does not wait.

@@ -194,7 +194,8 @@ def train(config: TrainConfig, options: Options) -> Result:
             raise stopped(error.step, error.problem, ids, saved[-1] if saved else None) from None
         recorder.note()
         with times.spent(CHECKPOINT):
-            checkpoints.wait()
+            # Data break off on one process, and the others are in a step or an evaluation, not here.
+            checkpoints.wait(together=supply.broken is None)
         if supply.broken is not None:
             raise supply.error(checkpoints.steps())
         times.write()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -57,8 +58,8 @@ def join(where: str = AUTO) -> None:
 
 
 @contextlib.contextmanager
-def shared_fate(report: Callable[[Exception], tuple[int, str]]) -> Iterator[None]:
-    """What ends one process with an error ends all of them, with the same exit status and one line each.
+def shared_fate(report: Callable[[Exception | KeyboardInterrupt], tuple[int, str]]) -> Iterator[None]:
+    """What ends one process with an error or Ctrl-C ends all of them, with the same exit status and one line each.
 
     Otherwise those that are well would wait for the one that has left. Where there is only one, nothing happens.
 
@@ -77,10 +78,12 @@ def shared_fate(report: Callable[[Exception], tuple[int, str]]) -> Iterator[None
     threading.Thread(target=_watch, args=(store, number, hosts, over, os.getppid()), daemon=True).start()
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, (InputError, CheckError, InterruptedRunError)):
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, (InputError, CheckError, InterruptedRunError, KeyboardInterrupt)):
             # A lost process first shows as a broken connection. JAX finds out which one it was, and ends this one too.
-            time.sleep(1.5 * _silence())
+            with contextlib.suppress(KeyboardInterrupt):  # who does not want to wait is told the error at once
+                time.sleep(1.5 * _silence())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would keep this from being told to the others
         over.set()
         status, message = report(error)
         with contextlib.suppress(Exception):  # another one was quicker, or the store is gone

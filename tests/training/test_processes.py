@@ -147,6 +147,35 @@ def test_what_ends_one_process_ends_the_other(tmp_path: Path, tokenizer_folder: 
     assert last_line(said[0]).endswith("has ended: The data source nowhere.json does not exist; check data.source.")
 
 
+@pytest.mark.slow
+def test_ctrl_c_to_one_process_ends_the_other(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """It had left without a word, and both hung: the one in JAX's farewell, the other in a step."""
+    data = write_data(tmp_path / "data")
+    argv = command(data, tmp_path / "run", *RUN, f"--config.init.tokenizer={tokenizer_folder}", "--config.mesh=data=2")
+    ids = {number: str(tmp_path / f"ids.{number}") for number in range(2)}
+    statuses, said = ends(start([argv, argv], IDS=ids, SIGNAL={1: "1:INT"}))
+    assert statuses == [130, 130]
+    assert last_line(said[1]) == "dynllava: interrupted"
+    assert last_line(said[0]) == f"dynllava: error: process 1 on {socket.gethostname()} has ended: interrupted"
+
+
+@pytest.mark.slow
+def test_data_that_one_process_cannot_read_end_the_other(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Once something was saved, it had waited for the others to agree on that, while they waited for its rows."""
+    data = write_data(tmp_path / "data", 48)
+    argv = command(data, tmp_path / "run", *RUN, f"--config.init.tokenizer={tokenizer_folder}", "--config.mesh=data=2")
+    argv += ["--config.data.prefetch=1"]  # both have begun and saved a step before the last are read
+    ids = {number: str(tmp_path / f"ids.{number}") for number in range(2)}
+    (data.parent / "20.png").write_bytes(b"no picture")
+    statuses, said = ends(start([argv, argv], IDS=ids))
+    assert statuses == [2, 2]
+    (told,) = (line for line in map(last_line, said) if "has ended" not in line)
+    (heard,) = (line for line in map(last_line, said) if "has ended" in line)
+    assert told.startswith("dynllava: error: Sample 's20': unreadable image")
+    assert f"The last checkpoint is that of step {saved(tmp_path / 'run')[-1]}: the same command goes on" in told
+    assert heard.endswith(told.removeprefix("dynllava: error: "))
+
+
 def test_a_wrong_address_is_refused() -> None:
     with pytest.raises(InputError, match=r"--distributed here is not HOST:PORT,COUNT,NUMBER"):
         join("here")
