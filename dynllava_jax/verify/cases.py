@@ -161,7 +161,11 @@ def _case_names(folder: Path) -> Iterator[str]:
             raise InputError(f"{file} has no {file.stem}.json beside it that says what it holds; copy both files.")
     for file in sorted(folder.glob("*.json")):
         described = _read_json(file).get("arrays", {})
-        if any(entry.get("role") == "output" for entry in described.values()):
+        roles = {array: entry.get("role") for array, entry in described.items()}
+        if strange := [array for array, role in roles.items() if role not in ("input", "output")]:
+            # Taken for no output, it would not be compared.
+            raise InputError(f"{file}: the role of {strange[0]} must be input or output, not {roles[strange[0]]!r}.")
+        if "output" in roles.values():
             yield file.stem
 
 

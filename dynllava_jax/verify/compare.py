@@ -21,12 +21,14 @@ class Row:
         tolerance: the largest error allowed.
         ok: the verdict.
         problem: what is wrong besides the size of the error.
+        computed: whether there was anything to compare with.
     """
 
     max_error: float | None
     tolerance: float
     ok: bool
     problem: str = ""
+    computed: bool = True
 
     @property
     def ratio(self) -> float:
@@ -38,16 +40,22 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class CaseReport:
-    """One case's verdicts; `platform` is where it was computed."""
+    """One case's verdicts; `platform` is where it was computed, `problem` why nothing of it was."""
 
     arrays: dict[str, Row]
     not_compared: dict[str, str]
     rows_masked: int
     platform: Platform
+    problem: str = ""
 
     @property
     def ok(self) -> bool:
         return all(row.ok for row in self.arrays.values())
+
+    @property
+    def compared(self) -> int:
+        """How many arrays and facts there was something to compare with."""
+        return sum(row.computed for row in self.arrays.values())
 
     @property
     def worst(self) -> tuple[str, Row] | None:
@@ -96,14 +104,14 @@ def compare(case: Case, computed: Computed, platform: Platform, dtype: str = "fl
 def failed(case: Case, problem: str, platform: Platform) -> CaseReport:
     """The report of a case that our code refused to run."""
     limits = {name: tolerance(case.name, name, value).limit for name, value in case.outputs.items()}
-    rows = {name: Row(None, limit, False, problem) for name, limit in limits.items()}
-    return CaseReport(rows, {}, 0, platform)
+    rows = {name: Row(None, limit, False, problem, computed=False) for name, limit in limits.items()}
+    return CaseReport(rows, {}, 0, platform, problem)
 
 
 def _compare_array(case: Case, computed: Computed, name: str, dtype: str) -> Row:
     reference = case.outputs[name]
     if name not in computed.values:
-        return Row(None, tolerance(case.name, name, reference).limit, False, "not computed")
+        return Row(None, tolerance(case.name, name, reference).limit, False, "not computed", computed=False)
     values = computed.values[name]
     if values.shape != reference.shape:
         problem = f"shape {list(values.shape)} instead of {list(reference.shape)}"
@@ -115,7 +123,7 @@ def _compare_array(case: Case, computed: Computed, name: str, dtype: str) -> Row
 
 def _compare_fact(case: str, name: str, recorded: Any, ours: Any) -> Row:
     if ours is None:
-        return Row(None, 0.0, False, "not computed")
+        return Row(None, 0.0, False, "not computed", computed=False)
     if isinstance(recorded, dict):
         return _compare_numbers(case, name, recorded, ours)
     if _unordered(ours) == _unordered(recorded):

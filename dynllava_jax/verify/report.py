@@ -48,6 +48,9 @@ def case_line(name: str, case: CaseReport | None) -> str:
 def closing(report: Report) -> Iterator[str]:
     """What failed, what was not compared and why, and the sum."""
     for name, case in report.cases.items():
+        if case.problem:
+            yield f"FAIL  {name}: none of its {len(case.arrays)} arrays was compared: {case.problem}"
+            continue
         for array, row in case.arrays.items():
             if not row.ok:
                 bound = case.platform_bound(row)
@@ -57,7 +60,7 @@ def closing(report: Report) -> Iterator[str]:
             arrays = [array for array, why in case.not_compared.items() if why == reason]
             yield f"not compared  {name}: {', '.join(arrays)}: {reason}"
     good = sum(case.ok for case in report.cases.values())
-    arrays = sum(len(case.arrays) for case in report.cases.values())
+    arrays = sum(case.compared for case in report.cases.values())
     text = f"{good} of {len(report.cases)} cases hold ({arrays} arrays compared)"
     if report.unsupported:
         text += f"; asked for but not supported: {', '.join(report.unsupported)}"

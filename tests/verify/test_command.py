@@ -110,6 +110,16 @@ def test_a_recording_without_cases_does_not_pass(folder: Path, capsys: pytest.Ca
     assert "holds no case: no JSON file there describes an output" in capsys.readouterr().err
 
 
+def test_an_array_is_input_or_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "cases" / "02_predictors.json"
+    described = json.loads(file.read_text())["arrays"]
+    name = next(name for name, entry in described.items() if entry["role"] == "output")
+    described[name]["role"] = "outputs"
+    change_json(file, arrays=described)
+    assert run(folder) == 2
+    assert f"02_predictors.json: the role of {name} must be input or output, not 'outputs'" in capsys.readouterr().err
+
+
 def test_a_tower_that_stood_elsewhere_when_it_was_recorded(folder: Path) -> None:
     change_json(folder / "checkpoint" / "config.json", mm_vision_tower="/elsewhere/tower")
     assert read_recording(folder).vision_tower == folder / "vision_tower"
@@ -120,5 +130,6 @@ def test_a_case_that_lacks_an_input_fails_alone(folder: Path, capsys: pytest.Cap
     np.savez(folder / "cases" / "02_predictors.npz", **kept)  # pyright: ignore[reportArgumentType]
     assert run(folder) == 1
     out = capsys.readouterr().out
-    assert "KeyError: 'text_x'" in out
-    assert "0 of 1 cases hold" in out
+    assert "FAIL  02_predictors: none of its 5 arrays was compared: stopped with KeyError: 'text_x'" in out
+    assert out.count("KeyError") == 1
+    assert "0 of 1 cases hold (0 arrays compared)" in out

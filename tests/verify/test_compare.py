@@ -99,6 +99,7 @@ def test_an_array_or_fact_that_nobody_computed_does_not_hold() -> None:
         "logits": "not computed",
         "info.input_embeds_indices": "not computed",
     }
+    assert list(closing(Report({"05_prefill_kv": report}, [])))[-1] == "0 of 1 cases hold (0 arrays compared)"
 
 
 def test_masked_rows_are_counted_and_do_not_matter(tmp_path: Path) -> None:
