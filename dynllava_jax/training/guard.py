@@ -17,6 +17,8 @@ from pathlib import Path
 
 PEERS = "DYNLLAVA_PEERS"
 """Environment variable of the child: the file that it writes the names of all hosts to."""
+GUARD = "DYNLLAVA_GUARD"
+"""Environment variable of the child: the id of the process that looks on."""
 LOST = os.EX_TEMPFAIL
 """Exit status where a process was lost: start again."""
 
@@ -24,6 +26,8 @@ PROGRAM = "dynllava_jax.cli.main"
 
 _FATAL = re.compile(r"F\d{4} .*JAX distributed service detected fatal errors")
 _SILENT = re.compile(r"stopped sending heartbeats\):\n((?:\S+\n)+?)The tasks have crashed")
+_APART = re.compile(r"DEADLINE_EXCEEDED[^\n]*\s+RPC: \S+/RegisterTask\b")
+"""Not all had joined when `jax.distributed.initialize` gave up; who is missing, it does not say."""
 _ORDERLY = (0, 1, 2, LOST, 130)
 _AGAIN = "the run stops on all hosts; the launch scripts start it again, and it goes on from the last checkpoint"
 
@@ -71,6 +75,11 @@ def explain(status: int, fatal: str, hosts: Sequence[str]) -> str | None:
         fatal: the end of its stderr, from JAX's complaint on.
         hosts: of all processes.
     """
+    if _APART.search(fatal):
+        return (
+            "not all processes of the run came together in time (one was not started, or was lost before, or process 0 "
+            f"cannot be reached): {_AGAIN}."
+        )
     if fatal:
         found = _SILENT.search(fatal)
         # Without a name it is the coordinator, which is process 0, that cannot be reached.
@@ -91,7 +100,7 @@ def _on(number: int, hosts: Sequence[str]) -> str:
 def _start(argv: Sequence[str], peers: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", PROGRAM, *argv],
-        env=os.environ | {PEERS: str(peers)},
+        env=os.environ | {PEERS: str(peers), GUARD: str(os.getpid())},
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",

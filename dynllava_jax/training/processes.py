@@ -19,7 +19,7 @@ from jax._src import distributed  # the store of strings that all processes see,
 from jax.experimental import multihost_utils
 
 from dynllava_jax.errors import CheckError, InputError, InterruptedRunError
-from dynllava_jax.training.guard import PEERS
+from dynllava_jax.training.guard import GUARD, PEERS
 
 AUTO = "auto"
 SILENCE = "DYNLLAVA_SILENCE"
@@ -38,7 +38,8 @@ def join(where: str = AUTO) -> None:
         where: `HOST:PORT,COUNT,NUMBER`, or AUTO: what Slurm, a TPU pod or Open MPI tells.
 
     Raises:
-        InputError: it is written otherwise, no cluster says anything, or the first process cannot be reached.
+        InputError: it is written otherwise, or no cluster says anything. Where the others do not come within five
+            minutes, or the first one cannot be reached, JAX ends this process, and the one beside it says so.
     """
     arguments: dict[str, Any] = {}
     if where != AUTO:
@@ -50,6 +51,8 @@ def join(where: str = AUTO) -> None:
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
     # On a CPU two dispatched programs run at the same time, and their collectives wait for each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # It catches SIGTERM and only notes it: one that comes before `StopSignal` is entered would be lost.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_silence())
     except (ValueError, RuntimeError) as error:
@@ -75,7 +78,8 @@ def shared_fate(report: Callable[[Exception | KeyboardInterrupt], tuple[int, str
     if file := os.environ.get(PEERS):
         Path(file).write_text(json.dumps(hosts))
     over = threading.Event()
-    threading.Thread(target=_watch, args=(store, number, hosts, over, os.getppid()), daemon=True).start()
+    parent = int(os.environ.get(GUARD, os.getppid()))  # which may be gone already, and another one in its place
+    threading.Thread(target=_watch, args=(store, number, hosts, over, parent), daemon=True).start()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:

@@ -27,6 +27,13 @@ F1126 04:10:35.404846   26615 client.h:80] Terminating process because the JAX d
 errors. absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/\
 died/restarted unexpectedly or this task is experiencing network issues.
 """
+APART = """\
+F1127 23:59:45.950243   26411 client.h:80] Terminating process because the JAX distributed service detected fatal \
+errors. This most likely indicates that another task died. absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded
+
+RPC: /xla.coordination.CoordinationService/RegisterTask
+*** Check failure stack trace: ***
+"""
 HOSTS = ("alpha", "beta", "gamma")
 
 
@@ -48,6 +55,13 @@ def test_the_lost_are_named() -> None:
     line = explain(-6, UNREACHABLE, ())
     assert line is not None
     assert line.startswith("process 0 was lost")
+
+
+def test_nobody_is_called_lost_who_never_came() -> None:
+    """Process 0, which waited for the others, had said that process 0 was lost."""
+    line = explain(-6, APART, ())
+    assert line is not None
+    assert line.startswith("not all processes of the run came together in time (one was not started, or was lost ")
 
 
 def test_a_killed_child_is_told_of() -> None:

@@ -3,7 +3,10 @@
 import bisect
 import functools
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from dynllava_jax.training.guard import LOST
 from dynllava_jax.training.processes import SILENCE, join
 from dynllava_jax.training.step import Trainer
 from dynllava_jax.training.stop import EXIT_SAVED
-from tests.training.process_group import Processes, ends, fed, last_line, start
+from tests.training.process_group import ROOT, Processes, ends, fed, last_line, start
 from tests.training.process_run import telling_feed, told_at
 from tests.training.runs import command, records, run, saved, write_data
 
@@ -148,6 +151,21 @@ def test_what_ends_one_process_ends_the_other(tmp_path: Path, tokenizer_folder: 
 
 
 @pytest.mark.slow
+def test_a_process_whose_guard_is_killed_at_once_does_not_train_on(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Nobody would stop it, or say how it ended, and it would hold the work folder."""
+    data = write_data(tmp_path / "data")
+    argv = command(data, tmp_path / "run", *RUN, f"--config.init.tokenizer={tokenizer_folder}", "--config.mesh=data=2")
+    both = start([argv, argv], **{SILENCE: {0: "10", 1: "10"}})
+    children = Path(f"/proc/{both[1].pid}/task/{both[1].pid}/children")
+    while not children.read_text():
+        time.sleep(0.01)
+    both[1].kill()
+    statuses, said = ends(both)
+    assert statuses == [LOST, -signal.SIGKILL]
+    assert_lost(1, said[0])
+
+
+@pytest.mark.slow
 def test_ctrl_c_to_one_process_ends_the_other(tmp_path: Path, tokenizer_folder: Path) -> None:
     """It had left without a word, and both hung: the one in JAX's farewell, the other in a step."""
     data = write_data(tmp_path / "data")
@@ -174,6 +192,20 @@ def test_data_that_one_process_cannot_read_end_the_other(tmp_path: Path, tokeniz
     assert told.startswith("dynllava: error: Sample 's20': unreadable image")
     assert f"The last checkpoint is that of step {saved(tmp_path / 'run')[-1]}: the same command goes on" in told
     assert heard.endswith(told.removeprefix("dynllava: error: "))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_has_only_joined() -> None:
+    """JAX had caught it, and the run went on as if nothing had come."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = (
+        "import os, signal, time; from dynllava_jax.training.processes import join\n"
+        f"join('{address},1,0'); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == -signal.SIGTERM, done.stderr
 
 
 def test_a_wrong_address_is_refused() -> None:
