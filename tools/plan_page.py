@@ -70,9 +70,10 @@ ready is counted decoded, float32 pixels and ids: its share of a step, and of a 
 hours than the least time does, no run reaches it.
 """
 _ANSWERS = f"""One picture and {PROMPT} prompt tokens a request, bfloat16, one GPU. "Needs" is the larger of prefill and
-decode at the end of the answer. Dynamic holds as much of an answer as it is trained to keep, half; how much really
-stays depends on the answers, and "all kept" is what it needs when nothing is dropped. The least time of a token is that
-of reading the weights and what the caches hold at the end of the answer, once.
+decode at the end of the answer. Dense is a model without predictors, as LLaVA is; `dynllava generate --dense` of one
+that has them holds theirs too, 0.03 GiB at most. Dynamic holds as much of an answer as it is trained to keep, half; how
+much really stays depends on the answers, and "all kept" is what it needs when nothing is dropped. The least time of a
+token is that of reading the weights and what the caches hold at the end of the answer, once.
 """
 _BOUND = f"""The bound for each program is {COMPILING // 60} minutes on two idle cores. These had other work at the same
 time, so that a program keeps it whose wall seconds or CPU seconds do:

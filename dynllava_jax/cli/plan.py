@@ -40,7 +40,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--generate", metavar="ROWS,PROMPT,ANSWER", help="plan answers instead: requests, prompt and answer tokens"
     )
-    parser.add_argument("--dense", action="store_true", help="with --generate: nothing is dropped")
+    parser.add_argument(
+        "--dense", action="store_true", help="with --generate: nothing is dropped, by a model without predictors"
+    )
     parser.add_argument("--picture", metavar="FILE.svg", help="memory by mesh")
     add_json(parser)
     parser.set_defaults(run=run, overrides=())

@@ -21,7 +21,8 @@ class Request:
         topology: see `machine.machine`.
         images: of each sample.
         answers: shape of a batch of requests to generate for, in place of training.
-        dense: generate without sparsification.
+        dense: generate without sparsification, by a model without predictors: those of one that drops nothing only for
+            a request lie beside it, 0.15 % of a 7B model's weights.
         largest: look for the largest batch.
         sweep: try meshes and remat policies.
         samples: of an epoch whose cost is wanted, 0 for none.

@@ -1,12 +1,15 @@
 """`docs/plan.md` and the tool that makes it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynllava_jax.checkpoint.leaves import leaf_shapes
 from dynllava_jax.cli import main
+from dynllava_jax.config.presets import get_preset
 from tools import plan_table
 
 DOCS = plan_table.ROOT / "docs"
@@ -14,6 +17,14 @@ DOCS = plan_table.ROOT / "docs"
 
 def test_the_document_is_what_its_rows_say() -> None:
     assert (DOCS / "plan.md").read_text() == plan_table.page(DOCS / "plan")
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "34b", "70b"])
+def test_predictors_that_a_dense_plan_leaves_out_are_as_small_as_it_says(size: str) -> None:
+    shapes = leaf_shapes(get_preset(f"dynamic_llava_{size}"))
+    left_out = sum(math.prod(shape) for name, shape in shapes.items() if "predictor" in name)
+    assert 0 < 2 * left_out <= 0.03 * 2**30
+    assert "that has them holds theirs too, 0.03 GiB at most" in (DOCS / "plan.md").read_text()
 
 
 def test_every_row_is_a_command_with_a_file_of_its_own() -> None:
