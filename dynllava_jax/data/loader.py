@@ -22,7 +22,8 @@ from dynllava_jax.data.workers import end_with_parent
 from dynllava_jax.errors import CheckError, InputError
 
 _FIRST_ROWS = 1000
-"""Skipped samples are a share of at least so many, so that one bad sample in the first batch does not end a run."""
+"""Skipped samples are a share of at least so many, or of all rows of a shorter run on whatever host, so that one bad
+sample does not end a run in its first batch, nor where few rows are left or fall to a host."""
 
 
 class HostBatch(NamedTuple):
@@ -65,7 +66,7 @@ class Loader:
         rows = np.arange(plan.samples.shape[1]) if rows is None else rows
         self._config = config
         self._real_rows = (plan.samples[:, rows] != FILLER).sum(axis=1)
-        self._at_least = min(_FIRST_ROWS, int(self._real_rows[start_step:].sum()))
+        self._at_least = min(_FIRST_ROWS, int((plan.samples != FILLER).sum()))
         self._seen = self._skipped = 0
         self._step = start_step
         self._steps = len(plan)

@@ -95,6 +95,20 @@ def test_broken_samples_stop_a_run(tmp_path: Path) -> None:
         list(Loader(*_run(tmp_path, _BROKEN, on_error="skip", max_skipped=0.04)))
 
 
+def test_where_a_run_goes_on_and_on_how_many_hosts_does_not_make_a_sample_too_many(tmp_path: Path) -> None:
+    """Of the few rows that were left, or were this host's, one sample was more than the share, and ended every try."""
+    dataset, plan, config = _run(tmp_path, _BROKEN, on_error="skip", max_skipped=0.1)
+    (step,) = (batch.step for batch in Loader(dataset, plan, config) if batch.failures)
+    (row,) = (row for row in range(plan.samples.shape[1]) if _failures(dataset, plan, config, np.array([row]), 0))
+    for rows, start in ((None, step), (np.array([row]), 0), (np.array([row]), step)):
+        assert _failures(dataset, plan, config, rows, start) == ["memory-17"]
+
+
+def _failures(dataset: Dataset, plan: RunPlan, config: DataConfig, rows: np.ndarray | None, start: int) -> list[str]:
+    loader = Loader(dataset, plan, config, rows=rows, start_step=start)
+    return [failure.id for batch in loader for failure in batch.failures]
+
+
 @pytest.mark.slow
 def test_workers_give_the_same_and_their_death_is_an_error(tmp_path: Path) -> None:
     dataset, _, config = _run(tmp_path, workers=2)
