@@ -35,7 +35,9 @@ class DataConfig:
         max_shapes: shapes (S, M) that one run may compile.
         window: global batches among which samples are sorted by length, so that a batch has little padding.
         on_error: what a sample that cannot be read does: stop the run, or count and fill its row with nothing.
-        max_skipped: largest share of skipped samples that a run survives.
+        max_skipped: largest share of skipped samples that a run survives: of all samples when their lengths are
+            measured, later of the rows that were read. Each process counts those that its own devices hold, anew at
+            each start and in each evaluation, and takes them for 1000, or all rows of the plan, where they are fewer.
         workers: processes that read and prepare samples; 0 reads in the main process.
         prefetch: batches that are ready on the device ahead of the step.
         seed: of the order of samples.
