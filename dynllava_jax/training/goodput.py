@@ -25,7 +25,7 @@ KINDS = {
     WORK: "steps, evaluation included",
     RESTART: "before the first step of each start, and steps that had to be done again",
     COMPILE: "tracing and compiling, or reading compiled programs",
-    DATA: "devices without work because no batch was ready",
+    DATA: "devices without work because no batch was ready, on whatever process",
     CHECKPOINT: "steps held up by saving",
 }
 
@@ -103,6 +103,7 @@ class Goodput:
         self._kind = RESTART
         self._compiled: list[tuple[float, float]] = []
         self._here = dict.fromkeys((WORK, DATA), 0.0)
+        self._agreed = dict(self._here)
         self.warned = False
         self.times = _read(self._path)
         self.times.started(step, self._wall() - (clock() - self._since))
@@ -127,6 +128,18 @@ class Goodput:
         self._enter(self._kind)
         self.times.work_at = dict([*self.times.work_at.items(), (str(step), self.times.seconds[WORK])][-20:])
         self.write()
+
+    def agree(self) -> None:
+        """Counts as waiting for data what the process that waited longest did, since the last call. Collective.
+
+        The others were in a step in that time, which could not go on without it: it looked like work.
+        """
+        self._enter(self._kind)
+        work, own = (self._here[kind] - self._agreed[kind] for kind in (WORK, DATA))
+        hidden = max(0.0, min(processes.largest(own) - own, work))
+        self._book(DATA, hidden)
+        self._book(WORK, -hidden)
+        self._agreed = dict(self._here)
 
     def beat(self) -> None:
         """Writes down how it stands, not too often; once a step."""

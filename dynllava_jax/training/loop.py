@@ -170,7 +170,10 @@ def train(config: TrainConfig, options: Options) -> Result:
                         more |= _evaluate(run, state)
                     if supply.broken is not None:
                         break
-                recorder.note(more | times.numbers() if now.checkpoint else more)
+                if now.checkpoint:
+                    times.agree()
+                    more |= times.numbers()
+                recorder.note(more)
                 if now.checkpoint:
                     claimed.check()
                     with times.spent(CHECKPOINT):
@@ -296,9 +299,8 @@ def _evaluate(run: Run, state: TrainState) -> dict[str, float]:
 
 
 def _advise(run: Run, times: Goodput) -> None:
-    """Warns, once, of devices that wait for data: those of the slowest process, for which all wait."""
-    waiting = processes.largest(times.waiting())
-    if (sentence := advice(waiting, run.config.data, os.cpu_count() or 1)) is not None and not times.warned:
+    """Warns, once, of devices that wait for data, those of other processes included."""
+    if (sentence := advice(times.waiting(), run.config.data, os.cpu_count() or 1)) is not None and not times.warned:
         times.warned = True
         _say(f"warning: {sentence}")
 

@@ -58,6 +58,28 @@ def test_a_run_in_one_piece(tmp_path: Path) -> None:
     assert {name.removeprefix("time/") for name in numbers} == {"goodput", *KINDS}
 
 
+def test_all_wait_for_the_process_whose_data_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process had counted as work the time in which its step waited for another one's batch."""
+    clock, others = Clock(), [0]
+    monkeypatch.setattr(goodput.processes, "largest", lambda own: max(own, others[-1]))
+    times = clock.start(tmp_path)
+    times.begin()
+    seconds = times.times.seconds
+    # of each checkpoint: work and waiting here, waiting elsewhere, and what it all comes to
+    for work, here, elsewhere, worked, waited in ((60, 2, 22, 40, 22), (60, 5, 3, 100, 27), (10, 0, 30, 100, 37)):
+        others.append(elsewhere)
+        clock.goes(work)
+        with times.spent(DATA):
+            clock.goes(here)
+        times.agree()
+        assert (seconds[WORK], seconds[DATA]) == (worked, waited)
+        assert times.waiting() == pytest.approx(waited / (worked + waited))
+        with times.spent(CHECKPOINT):
+            clock.goes(1)
+    times.write()
+    assert times.times.total == clock.now - 1000.0
+
+
 def test_what_a_kill_costs(tmp_path: Path) -> None:
     clock = Clock()
     times = clock.start(tmp_path)
