@@ -1,5 +1,18 @@
 """The ways in which this package says no."""
 
+from typing import Any
+
+_MOST = 120
+
+
+def shown(value: Any) -> str:
+    """A wrong value as messages quote it: cut where a damaged file would fill the screen with it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST else f"{text[: _MOST - 20]} … ({len(text)} characters)"
+
 
 class InputError(ValueError):
     """Bad input: one sentence that names the file, field or key and says what to do.

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 def check_fields(config: Any) -> None:
@@ -24,21 +25,21 @@ def check_fields(config: Any) -> None:
 def check_type(value: Any, hint: Any, name: str) -> None:
     """Raises InputError when `value`, called `name`, is not what `hint` says."""
     if not _fits(value, hint):
-        raise InputError(f"{name} must be {_spell(hint)}, not {value!r} ({type(value).__name__}).")
+        raise InputError(f"{name} must be {_spell(hint)}, not {shown(value)} ({type(value).__name__}).")
 
 
 def check_positive(config: Any, *names: str) -> None:
     for name in names:
         if not 0 < (value := getattr(config, name)) < math.inf:
             wanted = "finite" if value == math.inf else "above 0"
-            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {value!r}.")
+            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {shown(value)}.")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= (value := getattr(config, name)) < math.inf:
             wanted = "finite" if value == math.inf else "0 or more"
-            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {value!r}.")
+            raise InputError(f"{type(config).__name__}.{name} must be {wanted}, not {shown(value)}.")
 
 
 def check_named(config: Any, *names: str) -> None:
@@ -55,7 +56,9 @@ MAX_SEED = (1 << 32) - 1
 
 def check_seed(config: Any, name: str) -> None:
     if not 0 <= getattr(config, name) <= MAX_SEED:
-        raise InputError(f"{type(config).__name__}.{name} must lie in 0 … {MAX_SEED}, not {getattr(config, name)}.")
+        raise InputError(
+            f"{type(config).__name__}.{name} must lie in 0 … {MAX_SEED}, not {shown(getattr(config, name))}."
+        )
 
 
 MAX_LAYERS = 10_000
@@ -66,7 +69,9 @@ def check_layers(config: Any, name: str) -> None:
     """A count of layers is at least 1, and believable."""
     check_positive(config, name)
     if getattr(config, name) > MAX_LAYERS:
-        raise InputError(f"{type(config).__name__}.{name} {getattr(config, name)} is more than {MAX_LAYERS} layers.")
+        raise InputError(
+            f"{type(config).__name__}.{name} {shown(getattr(config, name))} is more than {MAX_LAYERS} layers."
+        )
 
 
 MAX_SIZE = 1 << 24
@@ -78,7 +83,7 @@ def check_sizes(config: Any, *names: str) -> None:
     check_positive(config, *names)
     for name in names:
         if getattr(config, name) > MAX_SIZE:
-            raise InputError(f"{type(config).__name__}.{name} {getattr(config, name)} is more than {MAX_SIZE}.")
+            raise InputError(f"{type(config).__name__}.{name} {shown(getattr(config, name))} is more than {MAX_SIZE}.")
 
 
 def check_rate(config: Any, *names: str) -> None:
@@ -86,13 +91,13 @@ def check_rate(config: Any, *names: str) -> None:
     for name in names:
         rate = getattr(config, name)
         if not 0.0 < rate <= 1.0:
-            raise InputError(f"{type(config).__name__}.{name} must lie in (0, 1], not {rate!r}.")
+            raise InputError(f"{type(config).__name__}.{name} must lie in (0, 1], not {shown(rate)}.")
 
 
 def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
     if getattr(config, name) not in choices:
         raise InputError(
-            f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}."
+            f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, not {shown(getattr(config, name))}."
         )
 
 
@@ -101,7 +106,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is typing.Literal:
-        return value in args
+        return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -111,7 +116,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, float) or (_fits(value, int) and abs(value) <= sys.float_info.max)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, type(None) if hint is None else hint)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dynllava_jax.config.check import check_fields, check_layers, check_positive, check_sizes
+from dynllava_jax.config.check import MAX_SIZE, check_fields, check_layers, check_positive, check_sizes
 from dynllava_jax.errors import InputError
 
 
@@ -72,10 +72,16 @@ class DecoderConfig:
         check_fields(self)
         check_layers(self, "num_layers")
         check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
-        check_positive(self, "norm_eps", "rope_theta", "max_positions", "initializer_range")
+        check_sizes(self, "max_positions")
+        check_positive(self, "norm_eps", "rope_theta", "initializer_range")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"DecoderConfig.num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}."
+            )
+        if isinstance(self.rope_scaling, LinearScaling) and self.max_positions * self.rope_scaling.factor > MAX_SIZE:
+            raise InputError(
+                f"DecoderConfig.max_positions {self.max_positions} times the factor {self.rope_scaling.factor} is more "
+                f"than {MAX_SIZE} positions."
             )
         if self.head_dim % 2:
             raise InputError(f"DecoderConfig.head_dim {self.head_dim} is odd; rotary embedding needs pairs.")

@@ -60,7 +60,8 @@ def _run_file(path: str) -> dict[str, Any]:
         exec(compile(source, path, "exec"), scope)
         config = scope["get_config"]() if callable(scope.get("get_config")) else None
     except (Exception, SystemExit) as error:
-        raise InputError(f"The config {path} fails{_line(error, path)}: {type(error).__name__}: {error}") from error
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"The config {path} fails{_line(error, path)}: {problem}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"The config {path} must define get_config() that returns an ml_collections.ConfigDict.")
     return config.to_dict()
@@ -82,7 +83,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
         raise InputError(f"'{override}' is not {FLAG}.key=value, such as {FLAG}.optimizer.learning_rate=1e-5.")
     try:
         return key, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: too deep for Python's parser
         return key, text
 
 
@@ -106,7 +107,10 @@ def _decode(values: dict[str, Any], where: str) -> TrainConfig:
 def _preset_sparsity(values: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
     model = values.get("model", TrainConfig.model)
     if isinstance(model, str):
-        return to_json(get_preset(model).sparsity)
+        try:
+            return to_json(get_preset(model).sparsity)
+        except InputError as error:
+            raise InputError(f"{where}.model: {error}") from None
     if absent := [field.name for field in dataclasses.fields(SparsityConfig) if field.name not in given]:
         raise InputError(
             f"{where}.sparsity lacks {absent[0]}; it must state everything when {where}.model names no preset."

@@ -17,7 +17,7 @@ from dynllava_jax.config.model import ModelConfig, TextPrep
 from dynllava_jax.config.source import Source
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.config.vision import MlpProjector, TokenPackerProjector
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 Json = Mapping[str, Any]
 
@@ -34,7 +34,14 @@ LLAVA_1_5: Json = {
 }
 """What LLaVA-1.5 adds to the config of its language model."""
 
-_UNLIMITED = 10**6
+_KEYS = {
+    "bos_id": "bos_token_id",
+    "eos_id": "eos_token_id",
+    "pad_id": "pad_token_id",
+    "max_length": "tokenizer_model_max_length (or the tokenizer's model_max_length)",
+    "crop": "the preprocessor's crop_size",
+}
+_UNLIMITED = 1e6
 """transformers writes 10^30 as `model_max_length` where a tokenizer knows no limit."""
 
 
@@ -131,7 +138,8 @@ def _from_official(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
     model_type = source.get("model_type")
     if model_type not in OFFICIAL_MODEL_TYPES:
         raise InputError(
-            f"{source.file}: model_type {model_type!r} is not supported; use one of {', '.join(OFFICIAL_MODEL_TYPES)}."
+            f"{source.file}: model_type {shown(model_type)} is not supported; use one of "
+            f"{', '.join(OFFICIAL_MODEL_TYPES)}."
         )
     source.only("mm_use_im_start_end", False, "no tokens are put around an image")
     source.only("s2", False, "the tower sees one scale")
@@ -146,13 +154,14 @@ def _from_official(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
         source.only("mm_hidden_size", vision.hidden_size, "it must be the width of the tower that was given")
     decoder = decoder_from_hf(source)
     sparse = source.nested("sparse_config") if source.get("sparse_config") is not None else None
-    with source.named():
+    image_prep = image_prep_from_hf(files.preprocessor, vision.image_size, aspect)
+    with source.named(**_KEYS):
         return ModelConfig(
             vision=vision,
             projector=projector,
             decoder=decoder,
             sparsity=_below(sparsity_from_hf(sparse), decoder, sparse is not None),
-            image_prep=image_prep_from_hf(files.preprocessor, vision.image_size, aspect),
+            image_prep=image_prep,
             text_prep=_text_prep(files, source, decoder, template, round_ids),
         )
 
@@ -174,15 +183,16 @@ def _from_llava_hf(files: HfFiles, template: str, round_ids: tuple[int, ...] | N
     features = source.choose("vision_feature_select_strategy", "default", {"default": "patch", "full": "cls_patch"})
     vision = vision_from_hf(tower, source.get("vision_feature_layer", -2), features)
     whole = source.get("model_type") == "llava_next"
-    padded = files.preprocessor is not None and files.preprocessor.get("do_pad", False)
+    padded = files.preprocessor is not None and files.preprocessor.flag("do_pad", False)
     aspect: Aspect = "pad" if whole or padded else "crop"
-    with source.named():
+    image_prep = image_prep_from_hf(files.preprocessor, vision.image_size, aspect)
+    with source.named(**_KEYS):
         return ModelConfig(
             vision=vision,
             projector=MlpProjector(depth=2),
             decoder=decoder,
             sparsity=_below(sparsity_from_hf(None), decoder, False),
-            image_prep=image_prep_from_hf(files.preprocessor, vision.image_size, aspect),
+            image_prep=image_prep,
             text_prep=_text_prep(files, text, decoder, template, round_ids),
         )
 
@@ -207,19 +217,22 @@ def _below(sparsity: SparsityConfig, decoder: DecoderConfig, given: bool) -> Spa
 def _text_prep(
     files: HfFiles, text: Source, decoder: DecoderConfig, template: str, round_ids: tuple[int, ...] | None
 ) -> TextPrep:
-    limit = files.tokenizer.get("model_max_length") if files.tokenizer else None
-    if not isinstance(limit, int) or limit >= _UNLIMITED:
-        limit = decoder.context
+    limit = files.tokenizer.real("model_max_length", _UNLIMITED) if files.tokenizer else _UNLIMITED
+    limit = files.config.real("tokenizer_model_max_length", limit)
+    if not (limit >= _UNLIMITED or limit.is_integer()):
+        raise InputError(f"{files.config.file}: tokenizer_model_max_length must be a whole number, not {limit}.")
     ids = {}
     for name, default in (("bos", 1), ("eos", 2), ("pad", None)):
         ids[name] = files.config.get(f"{name}_token_id", text.get(f"{name}_token_id", default))
-        if not isinstance(ids[name], int) and not (name == "pad" and ids[name] is None):
-            raise InputError(f"{text.file}: {name}_token_id must be one number, not {ids[name]!r}.")
+        if (not isinstance(ids[name], int) or isinstance(ids[name], bool)) and not (
+            name == "pad" and ids[name] is None
+        ):
+            raise InputError(f"{text.file}: {name}_token_id must be one number, not {shown(ids[name])}.")
     return TextPrep(
         template=template,
         bos_id=ids["bos"],
         eos_id=ids["eos"],
         pad_id=ids["pad"],
         round_ids=TextPrep().round_ids if round_ids is None else round_ids,
-        max_length=files.config.get("tokenizer_model_max_length", limit),
+        max_length=decoder.context if limit >= _UNLIMITED else int(limit),
     )

@@ -13,7 +13,7 @@ from dynllava_jax.config.decoder import (
     RopeScaling,
 )
 from dynllava_jax.config.source import Source
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 _MISTRAL = {
     "intermediate_size": 14336,
@@ -22,6 +22,15 @@ _MISTRAL = {
     "sliding_window": 4096,
 }
 """Where `MistralConfig`'s defaults are not `LlamaConfig`'s; a null is a value of its own."""
+
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+    "max_positions": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+}
 
 
 def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> DecoderConfig:
@@ -39,7 +48,7 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
     hidden = source.get("hidden_size", 4096)
     scaling, theta = _rope_from_hf(source)
     tied = source.get("tie_word_embeddings", False) if tie_embeddings is None else tie_embeddings
-    with source.named():
+    with source.named(**_KEYS):
         config = DecoderConfig(
             vocab_size=source.get("vocab_size", 32000),
             hidden_size=hidden,
@@ -47,7 +56,7 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
             num_layers=source.get("num_hidden_layers", 32),
             num_heads=heads,
             num_kv_heads=source.get("num_key_value_heads", heads),
-            head_dim=source.get("head_dim") or _head_dim(source, hidden, heads),
+            head_dim=_head_dim(source, hidden, heads) if source.get("head_dim") is None else source.get("head_dim"),
             norm_eps=source.real("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
@@ -59,8 +68,8 @@ def decoder_from_hf(source: Source, tie_embeddings: bool | None = None) -> Decod
     window = source.get("sliding_window")
     if window is not None and not (isinstance(window, int) and window >= config.context):
         raise InputError(
-            f"{source.file}: sliding_window {window!r} is not supported in a context of {config.context} tokens (every "
-            "token attends to all before it); only null is, which a Mistral must say, or a shorter "
+            f"{source.file}: sliding_window {shown(window)} is not supported in a context of {config.context} tokens "
+            "(every token attends to all before it); only null is, which a Mistral must say, or a shorter "
             "max_position_embeddings."
         )
     return config
@@ -97,18 +106,22 @@ def decoder_to_hf(config: DecoderConfig) -> dict[str, Any]:
 
 def _head_dim(source: Source, hidden: Any, heads: Any) -> int:
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise InputError(f"{source.file}: num_attention_heads {heads!r} does not divide hidden_size {hidden!r}.")
+        raise InputError(
+            f"{source.file}: num_attention_heads {shown(heads)} does not divide hidden_size {shown(hidden)}."
+        )
     return hidden // heads
 
 
 def _rope_from_hf(source: Source) -> tuple[RopeScaling | None, float]:
     """`rope_scaling` (transformers 4, with `type` or `rope_type`), else `rope_parameters` (5, theta inside)."""
-    rope = source.nested("rope_scaling" if source.get("rope_scaling") else "rope_parameters")
+    rope = source.nested("rope_parameters" if source.get("rope_scaling") in (None, {}) else "rope_scaling")
     theta = rope.real("rope_theta", source.real("rope_theta", 10000.0))
     rope.only("partial_rotary_factor", 1.0, "every channel is rotated")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    with rope.named():
-        if kind == "default":
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind is None and rope.get("factor") is not None:
+        raise InputError(f"{rope.file} has a factor but no rope_type; say which one it is for.")
+    with rope.named(original_max_position="original_max_position_embeddings"):
+        if kind in (None, "default"):
             return None, theta
         if kind == "linear":
             return LinearScaling(rope.real("factor")), theta
@@ -119,7 +132,7 @@ def _rope_from_hf(source: Source) -> tuple[RopeScaling | None, float]:
             length = rope.need("original_max_position_embeddings")
             source.only("original_max_position_embeddings", length, f"{rope.file} says otherwise")
             return Llama3Scaling(rope.real("factor"), low, high, length), theta
-    raise InputError(f"{rope.file}: rope_type {kind!r} is not supported; use default, linear, dynamic or llama3.")
+    raise InputError(f"{rope.file}: rope_type {shown(kind)} is not supported; use default, linear, dynamic or llama3.")
 
 
 def _rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:

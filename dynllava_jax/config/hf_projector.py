@@ -12,13 +12,13 @@ from dynllava_jax.config.vision import (
     TokenPackerProjector,
     VisionConfig,
 )
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 def projector_from_hf(source: Source) -> Projector:
     """Reads `mm_projector_type` (official multimodal_projector/builder.py)."""
     kind = source.get("mm_projector_type", "linear")
-    with source.named():
+    with source.named(scale="scale_factor", depth="the depth that mm_projector_type names"):
         if kind == "linear":
             return MlpProjector(depth=1)
         if kind == "identity":
@@ -28,7 +28,7 @@ def projector_from_hf(source: Source) -> Projector:
         if match := re.fullmatch(r"mlp(\d+)x_gelu", str(kind)):
             return MlpProjector(depth=int(match[1]))
     raise InputError(
-        f"{source.file}: mm_projector_type {kind!r} is unknown; use linear, mlp2x_gelu (any number), identity or "
+        f"{source.file}: mm_projector_type {shown(kind)} is unknown; use linear, mlp2x_gelu (any number), identity or "
         "tokenpacker."
     )
 

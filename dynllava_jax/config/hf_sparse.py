@@ -6,22 +6,31 @@ from dynllava_jax.config.source import Source
 from dynllava_jax.config.sparsity import MlpPredictor, SparsityConfig, TransformerPredictor
 from dynllava_jax.errors import InputError
 
+_KEYS = {
+    "image_keep_rate": "vision_keep_rate",
+    "output_keep_rate": "output_text_keep_rate",
+    "width": "d_model",
+    "num_heads": "nhead",
+    "mlp_width": "dim_feedforward",
+    "depth": "num_layers",
+}
+
 
 def sparsity_from_hf(source: Source | None) -> SparsityConfig:
     """Without a `sparse_config` (a base LLaVA) nothing is dropped."""
     if source is None:
         return SparsityConfig().dense()
     default = SparsityConfig()
-    text = source.need("use_text_predictor")
+    text = source.flag("use_text_predictor")
     width = source.get("d_model", 512)
-    with source.named():
+    with source.named(**_KEYS):
         return SparsityConfig(
             sparse_layer=source.need("sparse_layer"),
-            image_selector=_learned(source.need("use_vision_predictor")),
+            image_selector=_learned(source.flag("use_vision_predictor")),
             image_keep_rate=source.real("vision_keep_rate", default.image_keep_rate),
-            output_selector=_learned(text and source.need("use_output_text_predictor")),
+            output_selector=_learned(text and source.flag("use_output_text_predictor")),
             output_keep_rate=source.real("output_text_keep_rate", default.output_keep_rate),
-            instruct_selector=_learned(text and source.need("use_instruct_predictor")),
+            instruct_selector=_learned(text and source.flag("use_instruct_predictor")),
             instruct_keep_rate=source.real("instruct_keep_rate", default.instruct_keep_rate),
             image_predictor=TransformerPredictor(
                 width=width,
@@ -65,5 +74,5 @@ def sparsity_to_hf(config: SparsityConfig) -> dict[str, Any]:
     }
 
 
-def _learned(wanted: Any) -> str | None:
+def _learned(wanted: bool) -> str | None:
     return "learned" if wanted else None

@@ -5,10 +5,17 @@ from typing import Any, Literal
 from dynllava_jax.config.model import ImagePrep
 from dynllava_jax.config.source import Source
 from dynllava_jax.config.vision import VisionConfig
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 Aspect = Literal["pad", "crop"]
 
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+    "select_layer": "the checkpoint's vision_feature_layer or mm_vision_select_layer",
+}
 _PREPARATION = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
@@ -21,12 +28,12 @@ def vision_from_hf(source: Source, select_layer: Any, select_feature: Any) -> Vi
         source = source.nested("vision_config")
     source.choose("model_type", "clip_vision_model", {"clip_vision_model": None, "clip": None})
     source.only("num_channels", 3, "pictures are RGB")
-    if not isinstance(select_layer, int):
+    if not isinstance(select_layer, int) or isinstance(select_layer, bool):
         raise InputError(
-            f"{source.file}: features of several tower layers {select_layer!r} (vision_feature_layer, "
+            f"{source.file}: features of several tower layers {shown(select_layer)} (vision_feature_layer, "
             "mm_vision_select_layer) are not supported; give one number."
         )
-    with source.named():
+    with source.named(**_KEYS):
         return VisionConfig(
             hidden_size=source.get("hidden_size", 768),
             intermediate_size=source.get("intermediate_size", 3072),
@@ -65,16 +72,16 @@ def image_prep_from_hf(source: Source | None, image_size: int, aspect: Aspect) -
     for step in _PREPARATION:
         source.only(step, True, "CLIP's preparation has this step")
     source.only("resample", 3, "pictures are resized bicubically")
-    if abs(source.real("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise InputError(f"{source.file}: rescale_factor must be 1/255, not {source.get('rescale_factor')!r}.")
+    if not abs(source.real("rescale_factor", 1 / 255) * 255 - 1) <= 1e-6:
+        raise InputError(f"{source.file}: rescale_factor must be 1/255, not {shown(source.get('rescale_factor'))}.")
     default = ImagePrep()
-    with source.named():
+    with source.named(resize="size", crop="crop_size", mean="image_mean", std="image_std"):
         return ImagePrep(
             resize=_side(source, "size", image_size),
             crop=_side(source, "crop_size", image_size),
             aspect=aspect,
-            mean=_floats(source, "image_mean", default.mean),
-            std=_floats(source, "image_std", default.std),
+            mean=source.reals("image_mean", default.mean),
+            std=source.reals("image_std", default.std),
         )
 
 
@@ -96,15 +103,8 @@ def _side(source: Source, key: str, default: int) -> int:
     """A side in pixels, written as a number (old files), a shortest edge, or a square."""
     value = source.get(key, default)
     if isinstance(value, dict):
-        sides = {value[name] for name in ("shortest_edge", "height", "width") if value.get(name) is not None}
-        if len(sides) != 1:
-            raise InputError(f"{source.file}: {key} {value!r} is not a square.")
-        return sides.pop()
+        sides = [value[name] for name in ("shortest_edge", "height", "width") if value.get(name) is not None]
+        if not sides or any(side != sides[0] for side in sides):
+            raise InputError(f"{source.file}: {key} {shown(value)} is not a square.")
+        return sides[0]
     return value
-
-
-def _floats(source: Source, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    value = source.get(key, default)
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
-        raise InputError(f"{source.file}: {key} must be three numbers, not {value!r}.")
-    return (float(value[0]), float(value[1]), float(value[2]))

@@ -6,12 +6,13 @@ scaling) the object names its own under "class".
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from typing import Any, TypeVar
 
 from dynllava_jax.config.check import check_type
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 Config = TypeVar("Config")
 
@@ -55,12 +56,12 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if classes and isinstance(value, dict):
         return _build(_choose(value, classes, where), value, where)
     if classes and not (value is None and type(None) in typing.get_args(hint)):
-        raise InputError(f"{where} must be an object, not {value!r}.")
+        raise InputError(f"{where} must be an object, not {shown(value)}.")
     if isinstance(value, (list, tuple)):
         items = typing.get_args(hint) or (Any,)
         return tuple(_decode(item, items[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) <= sys.float_info.max else value  # which the check refuses
     return value
 
 
@@ -68,8 +69,8 @@ def _choose(value: dict[str, Any], classes: dict[str, type], where: str) -> type
     if len(classes) == 1:
         return next(iter(classes.values()))
     name = value.get(CLASS)
-    if name not in classes:
-        raise InputError(f"{where}.{CLASS} must be one of {', '.join(classes)}, not {name!r}.")
+    if not isinstance(name, str) or name not in classes:
+        raise InputError(f"{where}.{CLASS} must be one of {', '.join(classes)}, not {shown(name)}.")
     return classes[name]
 
 
@@ -80,6 +81,8 @@ def _build(cls: type, value: dict[str, Any], where: str) -> Any:
     for key, item in value.items():
         if key == CLASS:
             continue
+        if not isinstance(key, str):
+            raise InputError(f"{where} has the key {shown(key)}, which is no name.")
         if key not in names:
             near = _below(cls, key) or difflib.get_close_matches(key, names, 1, 0.0)
             told = f"the nearest key is {' or '.join(near)}" if near else "remove it"

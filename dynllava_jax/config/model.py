@@ -1,9 +1,10 @@
 """The whole model: tower, projector, decoder, sparsification, and how text and pictures are prepared for it."""
 
 import dataclasses
+import math
 from typing import Literal
 
-from dynllava_jax.config.check import check_choice, check_fields, check_positive
+from dynllava_jax.config.check import MAX_SIZE, check_choice, check_fields, check_sizes
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.config.vision import (
@@ -13,7 +14,7 @@ from dynllava_jax.config.vision import (
     TokenPackerProjector,
     VisionConfig,
 )
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,11 @@ class ImagePrep:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_positive(self, "resize", "crop")
+        check_sizes(self, "resize", "crop")
+        if not all(map(math.isfinite, self.mean)):
+            raise InputError(f"ImagePrep.mean must be finite, not {self.mean}.")
+        if not all(0 < value < math.inf for value in self.std):
+            raise InputError(f"ImagePrep.std must be above 0 and finite, not {self.std}: pixels are divided by it.")
         check_choice(self, "aspect", ("pad", "crop"))
 
 
@@ -53,7 +58,13 @@ class TextPrep:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_positive(self, "max_length")
+        check_sizes(self, "max_length")
+        for name in ("bos_id", "eos_id", "round_ids"):
+            ids = getattr(self, name)
+            if not all(0 <= token < MAX_SIZE for token in (ids if isinstance(ids, tuple) else (ids,))):
+                raise InputError(f"TextPrep.{name} {shown(ids)} is no token of any vocabulary.")
+        if self.pad_id is not None and not -1 <= self.pad_id < MAX_SIZE:  # -1 is what torch writes for none
+            raise InputError(f"TextPrep.pad_id {shown(self.pad_id)} is no token of any vocabulary.")
 
 
 @dataclasses.dataclass(frozen=True)

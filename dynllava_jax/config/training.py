@@ -14,7 +14,7 @@ from dynllava_jax.config.check import (
 )
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.sparsity import SparsityConfig
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,9 @@ class LoraConfig:
         check_positive(self, "rank", "alpha")
         known = ("query", "key", "value", "out", "gate", "up", "down")
         if not self.targets or (wrong := [name for name in self.targets if name not in known]):
-            raise InputError(f"LoraConfig.targets takes {', '.join(known)}, not {wrong if self.targets else '()'}.")
+            raise InputError(
+                f"LoraConfig.targets takes {', '.join(known)}, not {shown(wrong if self.targets else ())}."
+            )
 
     @property
     def scale(self) -> float:

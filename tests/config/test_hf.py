@@ -223,7 +223,7 @@ def test_rope_in_both_spellings(rope: dict[str, Any], scaling: RopeScaling | Non
             "original_max_position_embeddings 4096 is not supported (config.json: text_config: rope_scaling says",
         ),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "model_type 'siglip_vision_model'"),
-        ({"vision_config": {**CLIP, "num_attention_heads": 7}}, "vision.num_heads 7 does not divide"),
+        ({"vision_config": {**CLIP, "num_attention_heads": 7}}, "num_attention_heads 7 does not divide"),
         ({"vision_feature_layer": [-2, -5]}, "several tower layers [-2, -5] (vision_feature_layer"),
         ({"vision_feature_select_strategy": "some"}, "use one of default, full"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
@@ -279,7 +279,7 @@ def test_feature_selection(select: str, features: str) -> None:
         ({"do_center_crop": False}, "do_center_crop False"),
         ({"rescale_factor": 1.0}, "rescale_factor must be 1/255"),
         ({"crop_size": {"height": 336, "width": 224}}, "is not a square"),
-        ({"crop_size": 224}, "ImagePrep.crop 224 is not the tower's image size 336"),
+        ({"crop_size": 224}, "the preprocessor's crop_size 224 is not the tower's image size 336"),
         ({"image_mean": [0.5]}, "image_mean must be three numbers"),
     ],
 )
