@@ -12,6 +12,7 @@ from typing import Any
 from dynllava_jax.config.hf import from_hf, to_hf
 from dynllava_jax.config.hf_llava import IMAGE_TOKEN, processor_files, to_llava_hf
 from dynllava_jax.config.hf_vision import image_prep_to_hf, vision_to_hf
+from dynllava_jax.config.json_file import is_whole, parse_object, wrong
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert.tower import FOLDER, KNOWN_CONFIGS
 from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
@@ -20,6 +21,7 @@ from dynllava_jax.errors import InputError
 Files = Mapping[str, bytes]
 
 _CONFIG, _PREPROCESSOR, _PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
+_TOKENIZER = "tokenizer_config.json of the checkpoint"
 _MULTIPLE = 64
 """Rows of an embedding are rounded up to this, as LLaVA's own scripts do."""
 
@@ -97,9 +99,18 @@ def _with_image_token(stored: Files, free: int) -> tuple[dict[str, bytes], int]:
     An id further behind, where an embedding is padded, would do no good: `tokenizers` counts its tokens through.
     """
     settings = _json(stored, "tokenizer_config.json") or {}
-    added: dict[str, Any] = dict(settings.get("added_tokens_decoder") or {})
+    added: dict[str, Any] = settings.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict):
+        raise wrong(_TOKENIZER, "added_tokens_decoder", "an object", added)
+    added = dict(added)
+    for number, entry in added.items():
+        if not number.isdecimal() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise wrong(_TOKENIZER, f"added_tokens_decoder.{number}", "a token", entry)
     known = {entry["content"]: int(number) for number, entry in added.items()}
-    known |= _json(stored, "added_tokens.json") or {}
+    for text, number in (_json(stored, "added_tokens.json") or {}).items():
+        if not is_whole(number):
+            raise wrong("added_tokens.json of the checkpoint", text, "a token's id", number)
+        known[text] = number
     if IMAGE_TOKEN in known:
         return {}, known[IMAGE_TOKEN]
     token = max([free, *(number + 1 for number in known.values())])
@@ -119,7 +130,7 @@ def _with_image_token(stored: Files, free: int) -> tuple[dict[str, bytes], int]:
 
 
 def _json(files: Files, name: str) -> dict[str, Any] | None:
-    return json.loads(files[name]) if name in files else None
+    return parse_object(files[name], f"{name} of the checkpoint") if name in files else None
 
 
 def _bytes(value: dict[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shap
 from dynllava_jax.checkpoint.load import ShardingRule, fresh_parameters, leaf_shardings
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.config.hf import from_hf
+from dynllava_jax.config.json_file import wrong
 from dynllava_jax.config.model import ModelConfig, TextPrep
 from dynllava_jax.convert import space
 from dynllava_jax.convert import tower as towers
@@ -32,7 +33,7 @@ from dynllava_jax.data.prompt import round_ids
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from dynllava_jax.data.tokenizer import Tokenizer
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 Preference = Literal["given", "inside"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -192,9 +193,9 @@ def _config(
     vision = given.json("config.json") if given else None
     if vision is None and source.layout is OFFICIAL:
         name = source.config.get("mm_vision_tower")
-        if name not in towers.KNOWN_CONFIGS:
+        if not isinstance(name, str) or name not in towers.KNOWN_CONFIGS:
             raise InputError(
-                f"{source.folder} holds the tensors of its vision tower {name!r} but not their config (heads, "
+                f"{source.folder} holds the tensors of its vision tower {shown(name)} but not their config (heads, "
                 "activation); give its folder with --vision-tower."
             )
         vision = towers.KNOWN_CONFIGS[name]
@@ -218,7 +219,11 @@ def _config(
 def _preprocessor(folder: AnyPath) -> dict[str, Any] | None:
     """Its own file, or a part of `processor_config.json` (transformers 5)."""
     alone = _optional_json(folder / "preprocessor_config.json")
-    return alone or (_optional_json(folder / "processor_config.json") or {}).get("image_processor")
+    whole = _optional_json(folder / "processor_config.json") or {}
+    part = whole.get("image_processor")
+    if part is not None and not isinstance(part, dict):
+        raise wrong(folder / "processor_config.json", "image_processor", "an object", part)
+    return alone or part
 
 
 def _optional_json(path: AnyPath) -> dict[str, Any] | None:

@@ -5,14 +5,17 @@ LLaVA's LoRA training writes `adapter_model` (peft), `non_lora_trainables.bin` a
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import numpy as np
 
 from dynllava_jax.checkpoint.paths import AnyPath
+from dynllava_jax.config.json_file import is_whole
+from dynllava_jax.config.source import Source
 from dynllava_jax.convert.read_torch import TensorInfo, TorchWeights, read_json
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
@@ -147,13 +150,16 @@ def _scale(folder: AnyPath) -> tuple[float, int]:
     config = read_json(file)
     for key, default in _PLAIN.items():
         if (config.get(key) or default) != default:
-            raise InputError(f"{file}: {key} {config[key]!r} is not supported; only {default!r} is.")
+            raise InputError(f"{file}: {key} {shown(config[key])} is not supported; only {default!r} is.")
     if str(config.get("init_lora_weights")).startswith(_MOVES_BASE):
         raise InputError(
-            f"{file}: init_lora_weights {config['init_lora_weights']!r} has changed the base's weights too, which are "
-            "not there; save the adapters as ordinary ones (peft: path_initial_model_for_weight_conversion)."
+            f"{file}: init_lora_weights {shown(config['init_lora_weights'])} has changed the base's weights too, which "
+            "are not there; save the adapters as ordinary ones (peft: path_initial_model_for_weight_conversion)."
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise InputError(f"{file} must give r and lora_alpha as numbers, not {rank!r} and {alpha!r}.")
-    return (alpha / rank**0.5 if config.get("use_rslora") else alpha / rank), rank
+    source = Source(config, str(file))
+    rank, alpha = source.need("r"), source.real("lora_alpha")
+    if not is_whole(rank, 1) or not 0 < alpha < math.inf:
+        raise InputError(
+            f"{file} must give r and lora_alpha as numbers above 0, r a whole one, not {shown(rank)} and {alpha}."
+        )
+    return (alpha / rank**0.5 if source.flag("use_rslora", False) else alpha / rank), rank

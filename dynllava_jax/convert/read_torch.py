@@ -5,7 +5,6 @@ code in them is refused and never run.
 """
 
 import dataclasses
-import json
 import pickle
 import warnings
 from pathlib import Path
@@ -15,8 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from dynllava_jax.checkpoint.paths import AnyPath, size_of
+from dynllava_jax.config.json_file import read_object
 from dynllava_jax.convert.safetensors_file import SafetensorsFile
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -104,13 +104,7 @@ def has_torch_weights(folder: AnyPath) -> bool:
 
 def read_json(path: AnyPath) -> dict[str, Any]:
     """Raises InputError when the file is no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object.")
-    return value
+    return read_object(path, "download it again")
 
 
 def _some(names: list[str]) -> str:
@@ -123,9 +117,9 @@ def _weight_map(folder: AnyPath, index: str) -> dict[str, str]:
         raise InputError(f"{folder / index} has no weight_map.")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise InputError(f"{folder / index} names {file!r}, which is not a file beside it.")
+            raise InputError(f"{folder / index} names {shown(file)}, which is not a file beside it.")
         if not file.endswith((".safetensors", ".bin")):
-            raise InputError(f"{folder / index} names {file!r}, which is neither .safetensors nor .bin.")
+            raise InputError(f"{folder / index} names {shown(file)}, which is neither .safetensors nor .bin.")
     return weight_map
 
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from dynllava_jax.checkpoint.paths import AnyPath, size_of
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes; a longer one is a damaged or hostile file."""
@@ -108,8 +108,8 @@ def _entry(path: AnyPath, name: str, entry: Any, start: int, size: int) -> Entry
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: the header's entry for {name} is malformed.") from None
-    if dtype not in DTYPES:
-        raise InputError(f"{path}: {name} has dtype {dtype!r}, which is not supported.")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"{path}: {name} has dtype {shown(dtype)}, which is not supported.")
     if start + end > size:
         raise InputError(f"{path} is truncated: {name} ends at byte {start + end} of {size}.")
     if math.prod(shape) * DTYPES[dtype].itemsize != end - begin:

@@ -78,7 +78,14 @@ def beside(src: AnyPath, config: Mapping[str, Any]) -> AnyPath | None:
     folders: list[AnyPath] = [src / FOLDER]
     if isinstance(name, str) and name:
         folders = [Path(name)] if Path(name).is_absolute() else [_whole(src).parent / name, src / name, *folders]
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return next((folder for folder in folders if _is_there(folder / "config.json")), None)
+
+
+def _is_there(file: AnyPath) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def _whole(src: AnyPath) -> AnyPath:

@@ -57,7 +57,7 @@ def _check_first(file: Path, view: mmap.mmap, span: tuple[int, int]) -> None:
     """One object spread over many lines is not JSON lines, and would be a bad sample on every line."""
     try:
         json.loads(view[slice(*span)])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file} is neither a JSON list nor JSON lines: its first line is no JSON ({error})."
         ) from None

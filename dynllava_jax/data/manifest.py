@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.config.json_file import is_whole, read_object, wrong
+from dynllava_jax.errors import InputError, shown
 
 FORMAT, VERSION = "dynllava_jax packed samples", 1
 FINISHED, UNFINISHED = "manifest.json", "unfinished.json"
@@ -84,18 +85,49 @@ class Manifest:
     @staticmethod
     def read_from(file: epath.Path) -> "Manifest":
         """Raises InputError for a file that is no manifest, or one of another version."""
-        try:
-            content = json.loads(file.read_text())
-            if content["format"] != FORMAT or content["version"] != VERSION:
-                found = f"{content['format']!r} version {content['version']!r}"
-                raise InputError(f"{file} is {found}, not {FORMAT!r} version {VERSION}; pack the data again.")
-            shards = tuple(Shard(**shard) for shard in content["shards"])
-            left_out = {reason: tuple(ids) for reason, ids in content["left_out"].items()}
-            return Manifest(content["request"], shards, content["read"], left_out)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{file} is no manifest of packed shards ({error}); pack the data again.") from None
+        content = read_object(file, _AGAIN)
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            if not {"format", "version"} <= content.keys():
+                raise InputError(f"{file} is no manifest of packed shards: it lacks format or version; {_AGAIN}.")
+            found = f"{shown(content['format'])} version {shown(content['version'])}"
+            raise InputError(f"{file} is {found}, not {FORMAT!r} version {VERSION}; {_AGAIN}.")
+        shards, left_out = content.get("shards"), content.get("left_out")
+        if not isinstance(shards, list):
+            raise wrong(file, "shards", "a list", shards, _AGAIN)
+        if not isinstance(left_out, dict) or not all(map(_is_ids, left_out.values())):
+            raise wrong(file, "left_out", "ids by reason", left_out, _AGAIN)
+        if not isinstance(content.get("request"), dict):
+            raise wrong(file, "request", "an object", content.get("request"), _AGAIN)
+        if not is_whole(content.get("read")):
+            raise wrong(file, "read", "a count", content.get("read"), _AGAIN)
+        made = Manifest(
+            content["request"],
+            tuple(_shard(file, number, shard) for number, shard in enumerate(shards)),
+            content["read"],
+            {reason: tuple(ids) for reason, ids in left_out.items()},
+        )
+        for key in ("fingerprint", "samples", "pictures"):
+            if content.get(key) != getattr(made, key):
+                raise wrong(file, key, f"{getattr(made, key)!r}, which its shards make", content.get(key), _AGAIN)
+        return made
+
+
+_AGAIN = "copy it again, or pack the data again"
+
+
+def _shard(file: epath.Path, number: int, entry: Any) -> Shard:
+    """One entry of a manifest's list of shards."""
+    given = entry if isinstance(entry, dict) else {}
+    for field in dataclasses.fields(Shard):
+        value = given.get(field.name)
+        if not (isinstance(value, str) and value if field.type is str else is_whole(value)):
+            wanted = "a text" if field.type is str else "a count"
+            raise wrong(file, f"shards[{number}].{field.name}", wanted, value, _AGAIN)
+    return Shard(**{field.name: given[field.name] for field in dataclasses.fields(Shard)})
+
+
+def _is_ids(ids: Any) -> bool:
+    return isinstance(ids, list) and all(isinstance(id, str) for id in ids)
 
 
 def array_record() -> Any:

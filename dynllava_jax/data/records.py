@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynllava_jax.data.templates import Turn
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 class SampleError(InputError):
@@ -57,7 +57,10 @@ def read_record(value: Any, where: str) -> Record:
     """
     if not isinstance(value, Mapping):
         raise SampleError(where, "malformed record", f"{where} is no JSON object")
-    id = where if value.get("id") is None else str(value["id"])
+    id = where if value.get("id") is None else value["id"]
+    if not isinstance(id, (str, int, float)) or isinstance(id, bool):
+        raise SampleError(where, "malformed record", f"its id {shown(id)} is no text and no number")
+    id = str(id)
     if not _is_text(id):
         raise SampleError(where, "malformed record", f"its id {_HALF}")
 

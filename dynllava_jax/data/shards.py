@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dynllava_jax.config.json_file import is_whole
 from dynllava_jax.data.image import load_image
 from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, Shard, array_record, folder, is_remote
 from dynllava_jax.data.records import Record, SampleError
 from dynllava_jax.data.templates import Turn
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -61,9 +62,17 @@ class ShardSource:
         where = f"{shard.file}, sample {place}"
         try:
             value = json.loads(self._read(number, shard.pictures + place))
-            turns = tuple(Turn(*turn) for turn in value["turns"])
-            return Record(value["id"], tuple(f"{number}:{picture}" for picture in value["pictures"]), turns)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            id, pictures, turns = value["id"], value["pictures"], value["turns"]
+            if not isinstance(id, str) or not isinstance(pictures, list) or not isinstance(turns, list) or not turns:
+                raise ValueError(f"{shown(value)} is no packed sample")
+            if not all(is_whole(picture) and picture < shard.pictures for picture in pictures):
+                raise ValueError(f"its pictures {shown(pictures)} are not among the shard's {shard.pictures}")
+            if not all(isinstance(turn, list) and len(turn) == 2 and all(map(_is_text, turn)) for turn in turns):
+                raise ValueError(f"its turns {shown(turns)} are no questions with answers")
+            return Record(
+                id, tuple(f"{number}:{picture}" for picture in pictures), tuple(Turn(*turn) for turn in turns)
+            )
+        except (RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SampleError(where, "damaged shard", f"{error}") from None
 
     def encoded(self, record: Record, number: int) -> bytes:
@@ -115,3 +124,7 @@ class ShardSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}}
+
+
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str)

@@ -1,11 +1,12 @@
 """What the files beside a tokenizer say of its special tokens."""
 
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
 
+from dynllava_jax.config.check import MAX_SIZE
+from dynllava_jax.config.json_file import read_object, wrong
 from dynllava_jax.errors import InputError
 
 
@@ -48,30 +49,37 @@ class SpecialTokens:
         config, tokens, numbered = (
             _File.read(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "added_tokens")
         )
-        if config.content.get("add_eos_token"):
+        if config.flag("add_eos_token"):
             raise InputError(
                 f"{config.path} sets add_eos_token, with which every prompt would end in the token that ends an "
                 "answer; set it to false."
             )
-        decoder = config.of("added_tokens_decoder", dict) or {}
-        given = {config.number("added_tokens_decoder", key): entry for key, entry in decoder.items()}
-        texts = {number: config.text("added_tokens_decoder", entry, bare=False) for number, entry in given.items()}
+        given = {
+            config.number("added_tokens_decoder", key): config.entry(f"added_tokens_decoder.{key}", entry)
+            for key, entry in (config.of("added_tokens_decoder", dict) or {}).items()
+        }
+        texts = {number: entry.text("content", entry.content.get("content")) for number, entry in given.items()}
         added = {
             texts[number]: AddedToken(
                 texts[number],
                 number,
-                lstrip=bool(entry.get("lstrip")),
-                rstrip=bool(entry.get("rstrip")),
-                special=bool(entry.get("special")),
+                lstrip=bool(entry.flag("lstrip")),
+                rstrip=bool(entry.flag("rstrip")),
+                special=bool(entry.flag("special")),
             )
             for number, entry in given.items()
         }
-        for text, number in numbered.content.items():
-            added.setdefault(text, AddedToken(text, numbered.number(text, number)))
+        for text, found in numbered.content.items():
+            number = numbered.number(text, found)
+            if texts.setdefault(number, numbered.text("its list", text)) != text:
+                raise InputError(
+                    f"{numbered.path}: {text} has the id {number}, which is that of {texts[number]}; copy it again."
+                )
+            added.setdefault(text, AddedToken(text, number))
         roles = {}
         for role in ("bos", "eos", "unk", "pad"):
             for file in (tokens, config):  # the config's word is the last
-                if entry := file.content.get(f"{role}_token"):
+                if (entry := file.content.get(f"{role}_token")) not in (None, ""):
                     roles[role] = file.text(f"{role}_token", entry)
         further: tuple[str, ...] = ()
         for file in (tokens, config):
@@ -80,11 +88,11 @@ class SpecialTokens:
         return SpecialTokens(
             roles=roles,
             added=tuple(added.values()),
-            words=tuple(texts[number] for number, entry in given.items() if entry.get("single_word")),
+            words=tuple(texts[number] for number, entry in given.items() if entry.flag("single_word")),
             further=further,
-            legacy=config.content.get("legacy") is not False,
-            add_prefix_space=config.content.get("add_prefix_space") is not False,
-            add_bos=config.content.get("add_bos_token"),
+            legacy=config.flag("legacy") is not False,
+            add_prefix_space=config.flag("add_prefix_space") is not False,
+            add_bos=config.flag("add_bos_token"),
         )
 
 
@@ -92,38 +100,38 @@ class SpecialTokens:
 class _File:
     """A JSON object; empty where there is no such file. What it holds raises InputError if it has another type."""
 
-    path: epath.Path
+    path: epath.Path | str
     content: dict[str, Any]
 
     @staticmethod
     def read(path: epath.Path) -> "_File":
-        if not path.is_file():
-            return _File(path, {})
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read as JSON ({error}); copy it again.") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{path} must hold a JSON object, not a {type(content).__name__}; copy it again.")
-        return _File(path, content)
+        return _File(path, read_object(path) if path.is_file() else {})
 
     def of(self, key: str, kind: type) -> Any:
         found = self.content.get(key)
         if found is not None and not isinstance(found, kind):
-            raise InputError(f"{self.path}: {key} must be a {kind.__name__}, not {found!r}; copy it again.")
+            raise wrong(self.path, key, f"a {kind.__name__}", found)
         return found
 
-    def text(self, key: str, entry: Any, *, bare: bool = True) -> str:
-        """A token's text, which stands among its properties, or may also be `bare`."""
-        text = entry.get("content") if isinstance(entry, dict) else entry if bare else None
-        if not isinstance(text, str):
-            raise InputError(f"{self.path}: {key} has {entry!r}, which is no token; copy it again.")
+    def flag(self, key: str) -> bool | None:
+        return self.of(key, bool)
+
+    def entry(self, key: str, entry: Any) -> "_File":
+        """The properties of a token."""
+        if not isinstance(entry, dict):
+            raise wrong(self.path, key, "an object", entry)
+        return _File(f"{self.path}: {key}", entry)
+
+    def text(self, key: str, entry: Any) -> str:
+        """A token's text, bare or among its properties; an empty one would be found everywhere."""
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if not isinstance(text, str) or not text:
+            raise wrong(self.path, key, "a token's text", entry)
         return text
 
     def number(self, key: str, written: Any) -> int:
-        try:
-            return int(written)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{self.path}: {key} has {written!r}, which is no token's number; copy it again."
-            ) from None
+        """A token's id; a key of an object is text."""
+        whole = int(written) if isinstance(written, str) and written.isdecimal() and len(written) < 10 else written
+        if not isinstance(whole, int) or isinstance(whole, bool) or not 0 <= whole < MAX_SIZE:
+            raise wrong(self.path, key, "a token's id", written)
+        return whole

@@ -16,7 +16,7 @@ from PIL import Image
 from dynllava_jax.data.image import load_image
 from dynllava_jax.data.manifest import folder
 from dynllava_jax.data.records import Record, SampleError, read_record
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 _SPEC = re.compile(r"tfds:(?P<name>(?:\w+://)?.+?(?::\d+\.\d+\.\d+)?)(?::(?P<split>[A-Za-z]\w*(?:\[[^]]*])?))?")
 """NAME may be a name with a version, a folder, or an address on a bucket; all of them may hold a colon."""
@@ -134,8 +134,15 @@ def _open_examples(spec: str) -> Sequence[Any]:
     except ImportError as error:
         raise InputError(f"{spec} needs the extra tfds ({error}); pip install 'dynllava_jax[tfds]'.") from None
     path, split = _find(spec)
-    builder = read_only_builder.builder_from_directory(path)
-    known = builder.info.features
+    try:
+        builder = read_only_builder.builder_from_directory(path)
+        known = builder.info.features
+    except Exception as error:  # of its JSON parser, or of the feature that a damaged entry names
+        problem = shown(f"{type(error).__name__}: {error}")
+        raise InputError(
+            f"{path}: its dataset_info.json or features.json is damaged ({problem}); copy the data set again, or "
+            "prepare it again."
+        ) from None
     # Pictures stay the bytes of their files until someone looks at them.
     pictures = {
         key: tfds.decode.SkipDecoding()
@@ -144,8 +151,9 @@ def _open_examples(spec: str) -> Sequence[Any]:
     }
     try:
         examples = builder.as_data_source(split, decoders=pictures)  # pyright: ignore[reportCallIssue]
-    except (NotImplementedError, ValueError) as error:
+        count = len(examples)
+    except (NotImplementedError, ValueError, KeyError, OSError) as error:
         raise InputError(f"{spec} cannot be read at random: {str(error).splitlines()[0]}") from None
-    if not len(examples):
+    if not count:
         raise InputError(f"{spec} holds no example.")
     return examples

@@ -10,7 +10,7 @@ from etils import epath
 from dynllava_jax.data.hf_tokenizer import HfTokenizer
 from dynllava_jax.data.llama_tokenizer import LlamaTokenizer
 from dynllava_jax.data.special_tokens import SpecialTokens
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """What a checkpoint carries of a tokenizer, as far as it has them."""
@@ -82,6 +82,11 @@ class Tokenizer:
         )
         if eos is None:
             raise InputError(f"{file} names no end-of-sequence token; set eos_token in tokenizer_config.json.")
+        if bos is None and "bos" in special.roles and backend.adds_bos():  # and would not, without a word
+            raise InputError(
+                f"{file} has no token {shown(special.roles['bos'])}, which the files beside it name as bos_token; copy "
+                "them again."
+            )
         pieces = backend.pieces()
         named = {token for token in (bos, eos, pad, unk) if token is not None}
         return Tokenizer(

@@ -135,7 +135,7 @@ def edit_config(source: Path, **changes: object) -> None:
         ({"sparse": {"output_text_keep_rate": 1.2}}, ["(0, 1]"]),
         ({"mm_projector_type": "perceiver"}, ["perceiver"]),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, ["yarn"]),
-        ({"num_key_value_heads": 3}, ["num_kv_heads"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads"]),
     ],
 )
 def test_configs(

@@ -83,9 +83,9 @@ def test_predictors_that_the_config_does_not_know(src: Path) -> None:
     [
         ("sparse_layer", 0, "sparse_layer must be 1 or more, not 0"),
         ("sparse_layer", 4, "must be below the decoder's 4 layers"),
-        ("vision_keep_rate", 0.0, "image_keep_rate must lie in (0, 1]"),
-        ("output_text_keep_rate", 1.5, "output_keep_rate must lie in (0, 1]"),
-        ("nhead", 5, "num_heads 5 does not divide width 32"),
+        ("vision_keep_rate", 0.0, "vision_keep_rate must lie in (0, 1]"),
+        ("output_text_keep_rate", 1.5, "output_text_keep_rate must lie in (0, 1]"),
+        ("nhead", 5, "nhead 5 does not divide d_model 32"),
         ("use_vision_predictor", None, "sparse_config has no use_vision_predictor"),
     ],
 )
@@ -104,7 +104,7 @@ def test_sparse_config(src: Path, key: str, value: object, needle: str) -> None:
         ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope_type 'yarn' is not supported"),
         ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end"),
-        ("num_hidden_layers", -4, "num_layers must be above 0, not -4"),
+        ("num_hidden_layers", -4, "num_hidden_layers must be above 0, not -4"),
         ("vocab_size", 2**63, "vocab_size 9223372036854775808 is more than 16777216"),
         ("num_attention_heads", 3, "num_attention_heads 3 does not divide hidden_size 64"),
         ("text_config", {}, "the tensors' names are official's"),

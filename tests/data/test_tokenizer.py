@@ -232,17 +232,28 @@ def test_what_is_not_served_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"added_tokens_decoder": {"511": {}}}, "added_tokens_decoder has {}, which is no token"),
-        ({"added_tokens_decoder": {"511": "car"}}, "added_tokens_decoder has 'car', which is no token"),
+        ({"added_tokens_decoder": {"511": {}}}, "added_tokens_decoder.511: content must be a token's text, not None"),
+        ({"added_tokens_decoder": {"511": "car"}}, "added_tokens_decoder.511 must be an object, not 'car'"),
         (
             {"added_tokens_decoder": {"car": {"content": "car"}}},
-            "added_tokens_decoder has 'car', which is no token's number",
+            "added_tokens_decoder must be a token's id, not 'car'",
         ),
         ({"added_tokens_decoder": []}, r"added_tokens_decoder must be a dict, not \[\]"),
-        ({"bos_token": 3}, "bos_token has 3, which is no token"),
-        ({"eos_token": {"text": "</s>"}}, "eos_token has .*, which is no token"),
+        ({"bos_token": 3}, "bos_token must be a token's text, not 3"),
+        ({"eos_token": {"text": "</s>"}}, "eos_token must be a token's text, not {"),
         ({"additional_special_tokens": 5}, "additional_special_tokens must be a list, not 5"),
-        ({"additional_special_tokens": [None]}, "additional_special_tokens has None, which is no token"),
+        ({"additional_special_tokens": [None]}, "additional_special_tokens must be a token's text, not None"),
+        (
+            {"added_tokens_decoder": {"511": {"content": ""}}},
+            "added_tokens_decoder.511: content must be a token's text",
+        ),
+        (
+            {"added_tokens_decoder": {"511": {"content": "car", "lstrip": 0}}},
+            "added_tokens_decoder.511: lstrip must be a bool, not 0",
+        ),
+        ({"added_tokens_decoder": {"-1": {"content": "car"}}}, "added_tokens_decoder must be a token's id, not '-1'"),
+        ({"legacy": 0}, "legacy must be a bool, not 0"),
+        ({"add_bos_token": "false"}, "add_bos_token must be a bool, not 'false'"),
     ],
 )
 def test_a_damaged_entry_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -252,5 +263,51 @@ def test_a_damaged_entry_is_named(tmp_path: Path, changes: dict[str, Any], said:
 
 def test_an_added_token_without_a_number_is_named(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": None}))
-    with pytest.raises(InputError, match=r"added_tokens.json: <image> has None, which is no token's number"):
+    with pytest.raises(InputError, match=r"added_tokens.json: <image> must be a token's id, not None"):
         Tokenizer.load(_variant(tmp_path))
+
+
+@pytest.mark.parametrize("id", [2.5, True, -1, 10**30, float("inf"), "one"])
+def test_an_id_that_is_none_is_named(tmp_path: Path, id: Any) -> None:
+    _variant(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": id}))
+    with pytest.raises(InputError, match=r"added_tokens.json: <image> must be a token's id, not "):
+        Tokenizer.load(tmp_path)
+
+
+def test_two_added_tokens_with_one_id(tmp_path: Path) -> None:
+    _variant(tmp_path, added_tokens_decoder={"511": {"content": "car"}})
+    (tmp_path / "added_tokens.json").write_text('{"<image>": 511}')
+    with pytest.raises(InputError, match=r"added_tokens.json: <image> has the id 511, which is that of car"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_begin_of_text_that_the_vocabulary_lacks(tmp_path: Path) -> None:
+    """Prompts had begun without one."""
+    with pytest.raises(InputError, match=r"tokenizer.model has no token '<begin>', which .* name as bos_token"):
+        Tokenizer.load(_variant(tmp_path, bos_token="<begin>"))
+    Tokenizer.load(_variant(tmp_path, bos_token="<begin>", add_bos_token=False))
+
+
+_BEGINS_WITH_NOTHING = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "gone", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"post_processor": _BEGINS_WITH_NOTHING}, "is no tokenizer.json"),
+        ({"model": {"type": "BPE", "vocab": {"<s>": 0, "\u2581": 1}, "merges": []}}, "is byte-level, but "),
+    ],
+)
+def test_a_tokenizer_json_that_its_library_stops_at(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    _byte_level(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|end|>", "eos_token": "<|end|>"}')
+    with pytest.raises(InputError, match=f"tokenizer.json {said}"):
+        Tokenizer.load(tmp_path)
