@@ -27,6 +27,7 @@ from dynllava_jax.checkpoint import hashes, orbax_items, versions
 from dynllava_jax.checkpoint.leaves import item_of
 from dynllava_jax.checkpoint.paths import AnyPath, as_path, is_remote, remove_tree
 from dynllava_jax.checkpoint.prefetch import ahead
+from dynllava_jax.checkpoint.written import Written
 from dynllava_jax.config.json_codec import from_json, to_json
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
@@ -124,7 +125,7 @@ def _finished(partial: AnyPath, identity: str) -> dict[str, Any]:
     try:
         listing = json.loads((partial / "hashes.json").read_text())
         return listing["items"] if identity and listing["identity"] == identity else {}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -159,14 +160,17 @@ def read_info(path: AnyPath) -> Info:
     path = as_path(path)
     if not is_checkpoint(path):
         raise InputError(_no_checkpoint(path))
-    recorded = _read_json(path / "hashes.json")
-    for name, digest in recorded.get("files", {}).items():
+    recorded = Written.read(path / "hashes.json")
+    for name, digest in recorded.get("files", dict).items():
         if not (path / name).is_file() or hashes.hash_bytes((path / name).read_bytes()) != digest:
             raise InputError(f"{path / name} is missing or was changed since the checkpoint was written.")
-    written = versions.migrated(_read_json(path / "config.json"), str(path), versions.MODEL_VERSION, versions.MODEL)
-    config = from_json(ModelConfig, written["model"], f"{path / 'config.json'}: model")
-    items = recorded["items"]
-    return Info(config, written["dtype"], written["versions"], written["facts"], items, hashes.content_hash(items))
+    written = Written.read(path / "config.json")
+    content = versions.migrated(written.content, str(path), versions.MODEL_VERSION, versions.MODEL)
+    written = dataclasses.replace(written, content=content)
+    config = from_json(ModelConfig, written.get("model", dict), f"{written.file}: model")
+    items = recorded.items()
+    dtype, packages = written.dtype("dtype", content.get("dtype")), written.get("versions", dict)
+    return Info(config, dtype, packages, written.facts(), items, hashes.content_hash(items))
 
 
 def read_config(path: AnyPath) -> ModelConfig:
@@ -290,16 +294,6 @@ def _write_json(path: AnyPath, value: Any) -> None:
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _read_json(path: AnyPath) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object.")
-    return value
 
 
 def _version(package: str) -> str:

@@ -27,6 +27,7 @@ from dynllava_jax.checkpoint import hashes, versions
 from dynllava_jax.checkpoint.checksums import ALGORITHM
 from dynllava_jax.checkpoint.paths import files_below, size_of
 from dynllava_jax.config.json_codec import from_json, to_json
+from dynllava_jax.config.json_file import read_object
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.errors import InputError
@@ -169,9 +170,10 @@ def read_info(path: epath.Path, items: Iterable[str] = (PARAMS, STATE, FROZEN)) 
 def read_score(path: epath.Path) -> float | None:
     """The score alone, None also where the file cannot be read: a checkpoint is then only kept while it is new."""
     try:
-        return _read_json(path / _CONFIG).get("score")
+        score = _read_json(path / _CONFIG).get("score")
     except InputError:
         return None
+    return score if isinstance(score, float) else None
 
 
 def read_files(path: epath.Path) -> dict[str, bytes]:
@@ -218,9 +220,6 @@ def _write(path: epath.Path, data: bytes) -> None:
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DamageError(f"{path} is damaged and cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise DamageError(f"{path} is damaged: it must hold a JSON object")
-    return value
+        return read_object(path, "it is damaged")
+    except InputError as error:
+        raise DamageError(str(error).rstrip(".")) from None

@@ -6,7 +6,7 @@ A checkpoint of every version that was ever written stays among the tests' fixtu
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 Document = dict[str, Any]
 
@@ -43,8 +43,8 @@ def migrated(
         if type(found) is not int or found not in steps:
             known = ", ".join(str(number) for number in sorted({*steps, version}))
             raise InputError(
-                f"{where} has format_version {found}; this dynllava_jax reads {known}. Install the version that wrote "
-                "it, or make the checkpoint again."
+                f"{where} has format_version {shown(found)}; this dynllava_jax reads {known}. Install the version that "
+                "wrote it, or make the checkpoint again."
             )
         document = steps[found](document)
         found += 1

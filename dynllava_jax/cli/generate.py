@@ -9,7 +9,7 @@ from typing import Any
 
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
 from dynllava_jax.cli.output import add_json, write_json
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 
 def add_parser(subparsers: Any) -> None:
@@ -161,9 +161,16 @@ def _request(line: str, args: argparse.Namespace) -> Any:
         asked["question"],
         [_relative(image, args.batch.parent) for image in images],
         wishes["max_new_tokens"],
-        sampler(wishes["temperature"], wishes["top_p"], wishes["top_k"]),
+        _sampler(wishes),
         wishes["seed"],
     )
+
+
+def _sampler(wishes: Mapping[str, Any]) -> Any:
+    try:
+        return sampler(wishes["temperature"], wishes["top_p"], wishes["top_k"])
+    except InputError as error:  # it names our fields, which are the keys' last letters
+        raise InputError(f"temperature, top_p or top_k: {error}") from None
 
 
 def _check_numbers(wishes: Mapping[str, Any]) -> None:
@@ -171,7 +178,7 @@ def _check_numbers(wishes: Mapping[str, Any]) -> None:
         whole = key in ("max_new_tokens", "top_k", "seed")
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if value is not None and not fits:
-            raise InputError(f"{key} must be a{' whole' if whole else ''} number, not {value!r}.")
+            raise InputError(f"{key} must be a{' whole' if whole else ''} number, not {shown(value)}.")
 
 
 def _relative(image: str, folder: Path) -> str | Path:

@@ -79,14 +79,17 @@ def collect(
 
 def _read(file: Path) -> dict[str, Row]:
     """A last line that a stopped run left half-written does not count."""
-    lines = file.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        file.write_text("".join(whole))
     try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
         rows = [json.loads(line) for line in whole]
-        return {row["id"]: row | {"text": row["text"]} for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("id", "text")):
+                raise ValueError(f"line {number} has no id or no text")
+        if len(whole) < len(lines):
+            file.write_text("".join(whole), encoding="utf-8")
+        return {row["id"]: row for row in rows}
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}; remove it.") from None
 
 

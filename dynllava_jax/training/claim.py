@@ -88,7 +88,7 @@ def claim(workdir: str) -> Iterator[Claim]:
 def _read(path: epath.Path) -> dict[str, str | int]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

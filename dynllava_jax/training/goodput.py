@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -236,14 +238,28 @@ def advice(waiting: float, config: DataConfig, cores: int) -> str | None:
     return f"The devices wait for data {waiting:.0%} of the time: {change}."
 
 
+def _problem(found: Times) -> str | None:
+    """What of it is no time."""
+    lists: dict[str, Any] = {"seconds": found.seconds, "work_at": found.work_at}
+    if wrong := [name for name, value in lists.items() if not isinstance(value, dict)]:
+        return f"{wrong[0]} is no object"
+    values = {"down": found.down, "starts": found.starts, "seen": 0.0 if found.seen is None else found.seen}
+    for name, value in {**values, **found.seconds, **found.work_at}.items():
+        if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            return f"{name} is no number"
+    return None
+
+
 def _read(path: epath.Path) -> Times:
     """What was written before; a damaged file costs the history only."""
     try:
         found = Times(**json.loads(path.read_text()))
+        if problem := _problem(found):
+            raise ValueError(problem)
         found.seconds = dict.fromkeys(KINDS, 0.0) | found.seconds
         return found
     except FileNotFoundError:
         return Times()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         _log.warning("%s cannot be read (%s): times are counted anew", path, error)
         return Times()

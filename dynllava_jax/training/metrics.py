@@ -126,9 +126,9 @@ def _records(text: str, last: int) -> Iterator[str]:
     for line in text.splitlines(keepends=True):
         try:
             step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if line.endswith("\n") and step <= last:
+        if line.endswith("\n") and isinstance(step, int) and step <= last:
             yield line
 
 

@@ -7,7 +7,6 @@ N images, H W pixels.
 
 import dataclasses
 import difflib
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.config.json_file import is_whole, read_object, wrong
+from dynllava_jax.errors import InputError, shown
 from dynllava_jax.verify.tolerance import LOGITS
 
 _INFO_ROWS = ("input_embeds_indices", "groups", "in_no_group", "grad_norms")
@@ -56,9 +56,15 @@ class Case:
         where = f"{self.folder / self.name}.json: info.images"
         try:
             (source,) = self.info["images"].values()
+            if len(source["file"]) > 255:
+                raise ValueError("no file has so long a name")
             pixels = _load(self.folder / source["file"])[source["array"]][source["rows"]]
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"{where} does not name a file, an array in it and its rows ({error!r}).") from None
+            if pixels.ndim != 4:
+                raise ValueError(f"they have shape {pixels.shape}")
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if isinstance(error, InputError):  # the file of arrays, by its own name
+                raise
+            raise InputError(f"{where} does not name a file, an array in it and its rows ({shown(error)}).") from None
         return pixels.transpose(0, 2, 3, 1)
 
     def info_rows(self) -> dict[str, Any]:
@@ -96,9 +102,16 @@ class Recording:
     def case(self, name: str) -> Case:
         """Raises InputError for files that cannot be read or that contradict each other."""
         folder = self.path / "cases"
-        described = _read_json(folder / f"{name}.json")
+        file = folder / f"{name}.json"
+        described = _read_json(file)
+        about, notes = _arrays(file, described), described.get("notes", [])
+        if not isinstance(notes, list):
+            raise wrong(file, "notes", "a list", notes)
+        effective = described.get("effective_sparse_config")
+        if effective is not None and not isinstance(effective, dict):
+            raise wrong(file, "effective_sparse_config", "an object or null", effective)
         arrays = _load(folder / f"{name}.npz")
-        roles = {key: entry.get("role") for key, entry in described.get("arrays", {}).items()}
+        roles = {key: entry.get("role") for key, entry in about.items()}
         outputs = [key for key, role in roles.items() if role == "output"]
         if missing := [key for key in outputs if key not in arrays]:
             raise InputError(f"{folder / name}.npz lacks the arrays {', '.join(missing)} that its JSON describes.")
@@ -106,12 +119,12 @@ class Recording:
             name=name,
             folder=folder,
             summary=described.get("summary", ""),
-            notes=tuple(described.get("notes", ())),
-            info=described.get("info", {}),
-            sparse_config=described.get("effective_sparse_config"),
+            notes=tuple(notes),
+            info=_object(file, described, "info"),
+            sparse_config=effective,
             inputs={key: value for key, value in arrays.items() if key not in outputs},
             outputs={key: arrays[key] for key in outputs},
-            descriptions={key: entry.get("description", "") for key, entry in described.get("arrays", {}).items()},
+            descriptions={key: entry.get("description", "") for key, entry in about.items()},
         )
 
     def choose(self, wanted: list[str]) -> tuple[str, ...]:
@@ -143,12 +156,12 @@ def read_recording(path: Path) -> Recording:
     for name in ("checkpoint", "cases"):
         if not (path / name).is_dir():
             raise InputError(f"{path} has no folder {name}; --cases wants manifest.json, checkpoint and cases.")
-    marker = manifest.get("special_text", {}).get("USER:")
-    if not isinstance(marker, list) or not all(isinstance(token, int) for token in marker):
+    marker = _object(path / "manifest.json", manifest, "special_text").get("USER:")
+    if not isinstance(marker, list) or not marker or not all(map(is_whole, marker)):
         raise InputError(f"{path / 'manifest.json'}: special_text must give the token ids of 'USER:'.")
     dtype = manifest.get("dtype", "float32")
-    if dtype not in LOGITS:
-        raise InputError(f"{path / 'manifest.json'}: dtype must be one of {', '.join(LOGITS)}, not {dtype!r}.")
+    if not isinstance(dtype, str) or dtype not in LOGITS:
+        raise InputError(f"{path / 'manifest.json'}: dtype must be one of {', '.join(LOGITS)}, not {shown(dtype)}.")
     names = tuple(_case_names(path / "cases"))
     if not names:  # comparing nothing would find everything in order
         raise InputError(f"{path / 'cases'} holds no case: no JSON file there describes an output; copy it whole.")
@@ -160,11 +173,13 @@ def _case_names(folder: Path) -> Iterator[str]:
         if not file.with_suffix(".json").is_file():
             raise InputError(f"{file} has no {file.stem}.json beside it that says what it holds; copy both files.")
     for file in sorted(folder.glob("*.json")):
-        described = _read_json(file).get("arrays", {})
+        described = _arrays(file, _read_json(file))
         roles = {array: entry.get("role") for array, entry in described.items()}
         if strange := [array for array, role in roles.items() if role not in ("input", "output")]:
             # Taken for no output, it would not be compared.
-            raise InputError(f"{file}: the role of {strange[0]} must be input or output, not {roles[strange[0]]!r}.")
+            raise InputError(
+                f"{file}: the role of {strange[0]} must be input or output, not {shown(roles[strange[0]])}."
+            )
         if "output" in roles.values():
             yield file.stem
 
@@ -188,10 +203,18 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object.")
-    return value
+    return read_object(path)
+
+
+def _object(path: Path, described: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What a recording says under a key, in an object; nothing where it does not say it."""
+    found = described.get(key, {})
+    if not isinstance(found, dict):
+        raise wrong(path, key, "an object", found)
+    return found
+
+
+def _arrays(path: Path, described: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What is said about each array."""
+    arrays = _object(path, described, "arrays")
+    return {name: _object(path, arrays, name) for name in arrays}

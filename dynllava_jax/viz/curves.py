@@ -1,11 +1,12 @@
 """The curves of a training run, from its `metrics.jsonl`."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 from dynllava_jax.viz.figure import COLOURS, new_figure
 
 if TYPE_CHECKING:
@@ -40,9 +41,15 @@ def read_metrics(workdir: Path) -> list[Record]:
             break
         try:
             record = json.loads(line)
-            float(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} line {number} is no record of a step: {error}.") from error
+            if not isinstance(record, dict) or not _is_number(record.get("step")):
+                raise ValueError("it has no number as its step")
+            for key in (key for _, names in _PANELS for key in names):
+                if record.get(key) is not None and not _is_number(record[key]):
+                    raise ValueError(f"its {key} is no number but {shown(record[key])}")
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file} line {number} is no record of a step: {error}; remove the line, or copy the file again."
+            ) from error
         records.append(record)
     if not records:
         raise InputError(f"{file} holds no step yet.")
@@ -71,6 +78,11 @@ def draw_curves(records: Sequence[Record]) -> "Figure":
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
     return figure
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a float can hold it."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:

@@ -59,5 +59,5 @@ def test_there_is_a_fixture_of_each() -> None:
 
 @pytest.mark.parametrize("number", [0, 9, None, "1", True])
 def test_others_are_refused(number: object) -> None:
-    with pytest.raises(InputError, match=rf"x has format_version {number}; this dynllava_jax reads 1, 2\."):
+    with pytest.raises(InputError, match=rf"x has format_version {number!r}; this dynllava_jax reads 1, 2\."):
         versions.migrated({"format_version": number}, "x", 2, {1: lambda document: document})
