@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dynllava_jax.training import processes
 from dynllava_jax.training.stop import StopSignal
 from dynllava_jax.training.watch import LossWatch
 from tests.training.runs import records, run, saved, write_checkpoint, write_data
@@ -51,6 +52,18 @@ def test_a_run_tells_of_every_step(whole: Path) -> None:
     assert found[1]["tau"] == pytest.approx(0.1 ** (1 / 6))
     assert saved(whole) == [4, 6]
     assert json.loads((whole / "experiment.json").read_text())["steps"] == 6
+
+
+def test_checkpoints_tell_what_other_processes_waited_for_data(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here another one waited longer than all that this one took for its steps."""
+    monkeypatch.setattr(processes, "largest", lambda own: own + 1e6)
+    more = ("--config.steps=4", "--config.eval.every=0", "--config.checkpoint.every=2", "--config.log.health_every=0")
+    assert run(data, tmp_path, *more, checkpoint=checkpoint) == 0
+    told = [record for record in records(tmp_path) if "time/data" in record]
+    assert [record["step"] for record in told] == [2, 4]
+    assert all(record["time/work"] < 0.1 * record["time/data"] for record in told)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(
