@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -39,7 +39,7 @@ class Recorder:
         self._watch = LossWatch(config.log.explosion)
         peak = peak_flops(devices[0].device_kind)
         self._peak = None if peak is None else peak * len(devices)
-        self._begun: tuple[int, Metrics] | None = None
+        self._begun: tuple[int, Metrics, float | None] | None = None
         self._done: tuple[int, dict[str, float]] | None = None
         self._since = time.perf_counter()
         self.last: dict[str, float] = {}
@@ -54,8 +54,10 @@ class Recorder:
         Raises:
             BadLossError: see there.
         """
+        # A CPU computes some steps before it says that they are begun, with several processes all: they end here.
+        over = all(cast(Any, value).is_ready() for value in metrics.values())
         self.note()
-        self._begun = (step, metrics)
+        self._begun = (step, metrics, time.perf_counter() if over else None)
 
     def settle(self) -> None:
         """Waits for the step that was begun last and looks at its loss.
@@ -65,14 +67,15 @@ class Recorder:
         """
         if self._begun is None:
             return
-        (step, metrics), self._begun = self._begun, None
+        (step, metrics, over), self._begun = self._begun, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # Answers that are all too short to be sparsified have no keep rate, which is another thing than 0.
         values = {name: value for name, value in values.items() if value == value or not name.endswith("_keep_rate")}
         values["skipped"] = self._samples.rows(step - 1) - values["samples"]
         tokens = values.pop("read_tokens")
-        self._done = step, values | self._speed(step, tokens, time.perf_counter() - self._since)
-        self._since = time.perf_counter()
+        now = time.perf_counter() if over is None else over
+        self._done = step, values | self._speed(step, tokens, now - self._since)
+        self._since = now
         if (problem := self._watch.problem(values["loss"]) or gradient_problem(values)) is not None:
             self.note()
             raise BadLossError(step, problem)
