@@ -45,3 +45,13 @@ def few_programs_in_memory() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As a user calls it: pytest checks every annotation, nobody else does."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -6,11 +6,9 @@ What is read in spite of it is held to its types where a wrong one would change 
 import json
 import shutil
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -38,12 +36,8 @@ from tests.damage import damaged, outcome
 GOLDEN = golden_files.ROOT
 
 
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """The shape checker would refuse a wrong type before the package does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+# The shape checker would refuse a wrong type before the package does.
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def _json(file: str) -> Any:

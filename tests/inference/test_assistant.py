@@ -5,12 +5,10 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -30,14 +28,6 @@ QUESTION = "What is in the left of the picture?"
 @pytest.fixture(scope="module")
 def assistant() -> Assistant:
     return tiny_assistant()
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As a user calls it: pytest checks every annotation, nobody else does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_an_answer_says_what_was_kept(assistant: Assistant) -> None:

@@ -1,10 +1,8 @@
 """A step's time is its own, whether the device computes it before or after the loop goes on."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -30,14 +28,6 @@ class Written:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.seconds[step] = values["seconds"]
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As a user calls it: pytest checks every annotation, nobody else does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")

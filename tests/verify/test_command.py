@@ -80,7 +80,7 @@ def test_bad_options_give_status_2_before_any_work(
     [
         (None, "is no folder"),
         ("checkpoint", "has no folder checkpoint"),
-        ("manifest.json", "manifest.json cannot be read as JSON"),
+        ("manifest.json", "manifest.json cannot be read: No such file"),
         ("cases/02_predictors.npz", "02_predictors.npz cannot be read as an .npz file"),
         ("cases/02_predictors.json", "02_predictors.npz has no 02_predictors.json beside it"),
     ],
