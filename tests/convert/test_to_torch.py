@@ -240,9 +240,7 @@ def test_the_image_token_is_the_first_that_the_tokenizer_lacks(tmp_path: Path) -
 
 
 def test_transformers_reads_a_tower_whose_embedding_is_asked_for(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    import torch
-
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     config = dataclasses.replace(
         tiny(), sparsity=tiny().sparsity.dense(), vision=dataclasses.replace(tiny().vision, select_layer=0)
     )
