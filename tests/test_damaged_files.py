@@ -37,7 +37,7 @@ GOLDEN = golden_files.ROOT
 
 
 # The shape checker would refuse a wrong type before the package does.
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 
 def _json(file: str) -> Any:
