@@ -161,15 +161,15 @@ def read_info(path: AnyPath) -> Info:
     if not is_checkpoint(path):
         raise InputError(_no_checkpoint(path))
     recorded = Written.read(path / "hashes.json")
-    for name, digest in recorded.get("files", dict).items():
+    for name, digest in recorded.nested("files").items():
         if not (path / name).is_file() or hashes.hash_bytes((path / name).read_bytes()) != digest:
             raise InputError(f"{path / name} is missing or was changed since the checkpoint was written.")
     written = Written.read(path / "config.json")
     content = versions.migrated(written.content, str(path), versions.MODEL_VERSION, versions.MODEL)
     written = dataclasses.replace(written, content=content)
-    config = from_json(ModelConfig, written.get("model", dict), f"{written.file}: model")
+    config = from_json(ModelConfig, written.nested("model"), f"{written.file}: model")
     items = recorded.items()
-    dtype, packages = written.dtype("dtype", content.get("dtype")), written.get("versions", dict)
+    dtype, packages = written.dtype("dtype", content.get("dtype")), written.nested("versions")
     return Info(config, dtype, packages, written.facts(), items, hashes.content_hash(items))
 
 

@@ -22,14 +22,14 @@ class Written:
     def read(file: AnyPath) -> "Written":
         return Written(file, read_object(file, _AGAIN))
 
-    def get(self, key: str, kind: type) -> Any:
-        if not isinstance(found := self.content.get(key), kind):
+    def nested(self, key: str) -> dict[str, Any]:
+        if not isinstance(found := self.content.get(key), dict):
             raise wrong(self.file, key, "an object", found, _AGAIN)
         return found
 
     def facts(self) -> dict[str, Any]:
         """Those that are acted upon are looked at."""
-        facts = self.get("facts", dict)
+        facts = self.nested("facts")
         fresh = facts.get("fresh", [])
         if not isinstance(fresh, list) or not all(isinstance(name, str) for name in fresh):
             raise wrong(self.file, "facts.fresh", "a list of names", fresh, _AGAIN)
@@ -39,7 +39,7 @@ class Written:
         return facts
 
     def items(self) -> dict[str, dict[str, dict[str, Any]]]:
-        items = self.get("items", dict)
+        items = self.nested("items")
         if not items:
             raise wrong(self.file, "items", "the parts of a model", items, _AGAIN)
         for item, leaves in items.items():

@@ -95,7 +95,7 @@ class Recording:
     @property
     def vision_tower(self) -> Path | None:
         """What the checkpoint's `mm_vision_tower` names, relative to this folder, else `vision_tower` beside it."""
-        name = _read_json(self.checkpoint / "config.json").get("mm_vision_tower")
+        name = read_object(self.checkpoint / "config.json").get("mm_vision_tower")
         found = [self.path / folder for folder in (name, "vision_tower") if isinstance(folder, str) and folder]
         return next((path for path in found if path.is_dir()), None)
 
@@ -103,7 +103,7 @@ class Recording:
         """Raises InputError for files that cannot be read or that contradict each other."""
         folder = self.path / "cases"
         file = folder / f"{name}.json"
-        described = _read_json(file)
+        described = read_object(file)
         about, notes = _arrays(file, described), described.get("notes", [])
         if not isinstance(notes, list):
             raise wrong(file, "notes", "a list", notes)
@@ -152,7 +152,7 @@ def read_recording(path: Path) -> Recording:
     """
     if not path.is_dir():
         raise InputError(f"{path} is no folder; --cases wants one with manifest.json, checkpoint and cases.")
-    manifest = _read_json(path / "manifest.json")
+    manifest = read_object(path / "manifest.json")
     for name in ("checkpoint", "cases"):
         if not (path / name).is_dir():
             raise InputError(f"{path} has no folder {name}; --cases wants manifest.json, checkpoint and cases.")
@@ -173,7 +173,7 @@ def _case_names(folder: Path) -> Iterator[str]:
         if not file.with_suffix(".json").is_file():
             raise InputError(f"{file} has no {file.stem}.json beside it that says what it holds; copy both files.")
     for file in sorted(folder.glob("*.json")):
-        described = _arrays(file, _read_json(file))
+        described = _arrays(file, read_object(file))
         roles = {array: entry.get("role") for array, entry in described.items()}
         if strange := [array for array, role in roles.items() if role not in ("input", "output")]:
             # Taken for no output, it would not be compared.
@@ -200,10 +200,6 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file: {error}.") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_object(path)
 
 
 def _object(path: Path, described: Mapping[str, Any], key: str) -> Mapping[str, Any]:
