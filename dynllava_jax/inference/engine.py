@@ -251,7 +251,8 @@ class Engine:
 
     def _make_room(self, state: DecodeState, shape: Shape, sparsity: SparsityConfig) -> DecodeState:
         deep = state.cache.deep
-        longest = np.max(np.where(jax.device_get(state.done), 0, jax.device_get(deep.length)), initial=0)
+        done, length = jax.device_get((state.done, deep.length))
+        longest = np.max(np.where(done, 0, length), initial=0)
         if longest < deep.capacity:
             return state
         larger = [size for size in shape.deep_capacities(self._rate(sparsity)) if size > deep.capacity]
