@@ -74,7 +74,7 @@ class TokenView:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """K tokens made from N, instead of scores; `index` is the place among the N that each one takes, ascending."""
+    """K tokens made from N, instead of scores; `index` is the place among the N that each one takes, each another."""
 
     tokens: Float[Array, "B M K C"]
     index: Int[Array, "B M K"]
@@ -163,7 +163,7 @@ def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
 
 
 def check_result(selector: ImageSelector, context: SelectorContext, view: ImageView) -> Array | Merged:
-    """The selector's answer for `context.kept` tokens, scores as float32.
+    """The selector's answer for `context.kept` tokens: scores as float32, or merged tokens by ascending index.
 
     It is held against the protocol while it is traced, so that nothing broadcasts silently.
 
@@ -179,7 +179,11 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
             raise InputError(
                 f"{name} merges into tokens {tokens} at index {index}; wanted are {wanted} and {wanted[:3]}."
             )
-        return result
+        order = jnp.argsort(result.index, axis=-1)  # as they will stand in the sequence
+        return Merged(
+            jnp.take_along_axis(result.tokens, order[..., None], axis=2),
+            jnp.take_along_axis(result.index, order, axis=-1),
+        )
     return _checked(result, (samples, images, count), f"{name} returns scores")
 
 

@@ -39,6 +39,14 @@ class MeanOfNeighbours(nnx.Module):
         return Merged(tokens=parts.mean(axis=3), index=index)
 
 
+class Backwards(MeanOfNeighbours):
+    """The same, the last stretch first."""
+
+    def __call__(self, view: ImageView) -> Merged:
+        merged = super().__call__(view)
+        return Merged(merged.tokens[:, :, ::-1], merged.index[:, :, ::-1])
+
+
 class Loud(nnx.Module):
     """Text tokens with a large hidden state."""
 

@@ -86,6 +86,15 @@ def test_own_merged_tokens() -> None:
     np.testing.assert_allclose(merged.tokens[1, 2, 3], view.features[1, 2, 12:].mean(axis=0), atol=1e-6)
 
 
+def test_merged_tokens_in_any_order() -> None:
+    view = _view()
+    merged, backwards = (_check(_load(f"{OWN}:{name}"), view) for name in ("MeanOfNeighbours", "Backwards"))
+    assert isinstance(merged, Merged)
+    assert isinstance(backwards, Merged)
+    np.testing.assert_array_equal(backwards.tokens, merged.tokens)
+    np.testing.assert_array_equal(backwards.index, merged.index)
+
+
 def test_another_rate_than_the_one_built_with() -> None:
     for kept in (1, 7):
         context = dataclasses.replace(_context(), kept=kept)
