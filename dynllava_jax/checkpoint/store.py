@@ -178,12 +178,6 @@ def read_config(path: AnyPath) -> ModelConfig:
     return read_info(path).config
 
 
-def read_file(path: AnyPath, name: str) -> bytes | None:
-    """A tokenizer or source file that travels with the checkpoint."""
-    file = as_path(path) / FILES / name
-    return file.read_bytes() if file.is_file() else None
-
-
 def read_items(path: AnyPath, info: Info, wanted: Collection[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """The leaves, item by item, each checked against its hash; only items that hold one of `wanted`, if given."""
     for item, recorded in info.items.items():

@@ -21,6 +21,7 @@ from dynllava_jax.convert.table import TOKEN_PACKER, TOWER_ALONE, Rule, tower_ru
 from dynllava_jax.errors import InputError
 from dynllava_jax.model.projector import make_projector
 from dynllava_jax.model.vision import VisionTower
+from dynllava_jax.nn.flat import unflatten
 from dynllava_jax.verify.cases import Case
 from dynllava_jax.verify.computed import Computed
 from dynllava_jax.verify.subject import Subject
@@ -131,18 +132,14 @@ def _filled(
 ) -> Any:
     """A part of the model with the torch weights that the converter's own rules put there."""
     leaves = {rule.leaf: rule.transform.apply(weights[rule.source]) for rule in rules}
-    graph, state = nnx.split(jax.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0)))))
     values = {
-        target.path.removeprefix(part): np.stack([leaves[leaf] for leaf in target.leaves])
-        if target.stacked
-        else leaves[target.path]
+        target.path.removeprefix(part): jnp.asarray(
+            np.stack([leaves[leaf] for leaf in target.leaves]) if target.stacked else leaves[target.path]
+        )
         for target in targets(config)
         if target.path.startswith(part)
     }
-    flat = [
-        (path, param.replace(jnp.asarray(values["/".join(map(str, path))]))) for path, param in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return unflatten(jax.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0)))), values)
 
 
 def _said(pattern: str, texts: Iterable[str]) -> int:

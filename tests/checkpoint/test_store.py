@@ -53,8 +53,7 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
 def test_what_travels_along(checkpoint: Path) -> None:
     info = store.read_info(checkpoint)
     assert info.facts == {"layout": "official"}
-    assert store.read_file(checkpoint, "sub/tokenizer.model") == b"\0pieces"
-    assert store.read_file(checkpoint, "nothing") is None
+    assert (checkpoint / store.FILES / "sub/tokenizer.model").read_bytes() == b"\0pieces"
     carried = store.read_carried(checkpoint, info)
     np.testing.assert_array_equal(carried["a.position_ids"], [[0, 1, 2]])
     assert carried["a.position_ids"].dtype == np.int64

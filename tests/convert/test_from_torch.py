@@ -144,7 +144,7 @@ def test_what_travels_with_the_weights(tmp_path: Path) -> None:
     assert info.dtype == "float32"
     assert info.versions["jax"]
     for name in ("config.json", "tokenizer.model", "generation_config.json"):
-        assert store.read_file(tmp_path / "dst", name) == (GOLDEN / "checkpoint" / name).read_bytes()
+        assert (tmp_path / "dst" / store.FILES / name).read_bytes() == (GOLDEN / "checkpoint" / name).read_bytes()
 
 
 @pytest.mark.parametrize("tower", ["vision_tower", "vision_tower_clipmodel"])

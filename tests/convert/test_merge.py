@@ -66,7 +66,7 @@ def test_everything_arrives(made: Path, where: str, step: int, tmp_path: Path) -
     assert info.config == CONFIG
     assert info.facts == {"layout": "official", "fresh": [], "run": report.src, "step": step}
     np.testing.assert_array_equal(store.read_carried(tmp_path / "model", info)["model.rotary.inv_freq"], range(4))
-    assert {name: store.read_file(tmp_path / "model", name) for name in FILES} == FILES
+    assert {name: (tmp_path / "model" / store.FILES / name).read_bytes() for name in FILES} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
