@@ -52,7 +52,7 @@ CHIPS = {
 }
 
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6elitepod": "v6e", "a100-80": "a100", "a100-40gb": "a100-40",
-            "a100-80gb": "a100"}  # fmt: skip
+            "a100-80gb": "a100", "h100-80": "h100", "h100-80gb": "h100"}  # fmt: skip
 
 # Slices that the cloud sells: chips -> shape. v5e and v6e: two dimensions. v4 and v5p: three.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -98,7 +98,11 @@ class Machine:
 
     @property
     def per_host(self) -> int:
-        return self.shape[1] if self.is_gpu else min(self.devices, self.chip.per_host)
+        if self.is_gpu:
+            return self.shape[1]
+        # Eight v5e or v6e chips are one host; larger slices are made of hosts of four.
+        alone = 8 if len(self.shape) == 2 else self.chip.per_host
+        return self.devices if self.devices <= alone else self.chip.per_host
 
     @property
     def hosts(self) -> int:
@@ -125,8 +129,8 @@ def machine(name: str) -> Machine:
     text = name.strip().lower()
     kind, _, shape = text.partition(":")
     count = ""
-    if not shape and (match := re.fullmatch(r"(.+)-(\d+)", text)) and text not in CHIPS:
-        kind, count = match.groups()
+    if not shape and text not in {**CHIPS, **_ALIASES} and (match := re.fullmatch(r"(.+)-(\d+)", text)):
+        kind, count = match.groups()  # but a100-80 is a kind: 80 are its GB
     kind = _ALIASES.get(kind, kind)
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind, [*CHIPS, *_ALIASES], n=3, cutoff=0.3)
@@ -165,11 +169,13 @@ def _sold(name: str, kind: str, count: int) -> str:
         if left and count > 8:
             raise InputError(f"Topology {name!r}: {count} GPUs are no whole hosts of 8; write {kind}:HOSTSxGPUS.")
         return f"{hosts}x8" if hosts else f"1x{count}"
-    known = _CUBES if kind in _CORES else _FLAT
+    # Of several shapes with as many chips, the one that the cloud lists, or else the nearest to a cube.
+    known = {math.prod(shape): "x".join(map(str, shape)) for shape in sorted(_slices(kind), key=sum, reverse=True)}
+    known |= _CUBES if kind in _CORES else _FLAT
     chips = count // 2 if kind in _CORES else count
     if chips not in known or (kind in _CORES and count % 2):
         factor = 2 if kind in _CORES else 1
-        near = sorted(known, key=lambda size: abs(size - chips))[:3]
+        near = sorted(known, key=lambda size: (abs(size - chips), size))[:3]
         raise InputError(
             f"Topology {name!r} is not sold; the nearest are {', '.join(f'{kind}-{size * factor}' for size in near)}, "
             f"or give the shape in chips ({kind}:{known[near[0]]})."

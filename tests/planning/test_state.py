@@ -39,7 +39,9 @@ def test_a_checkpoint_holds_weights_and_both_moments() -> None:
     assert state("a100:1x8", "fsdp=-1").checkpoint == 3 * 4 * count
 
 
-@pytest.mark.parametrize(("name", "per_host", "hosts"), [("a100:1x8", 8, 1), ("h100:2x4", 4, 2), ("v5e-8", 4, 2)])
+@pytest.mark.parametrize(
+    ("name", "per_host", "hosts"), [("a100:1x8", 8, 1), ("h100:2x4", 4, 2), ("v5e-8", 8, 1), ("v5p-16", 4, 2)]
+)
 def test_a_host_copies_what_its_devices_hold(name: str, per_host: int, hosts: int) -> None:
     found = state(name, "fsdp=-1")
     held = found.held["parameters"] + found.held["moments"]
