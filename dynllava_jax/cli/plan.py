@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_file, write_json
+from dynllava_jax.cli.output import add_json, check_file, write_file, write_json
 from dynllava_jax.errors import InputError
 
 _EXCLUDES = {
-    "generate": ("largest_batch", "sweep", "samples", "remat"),
+    "generate": ("largest_batch", "sweep", "samples", "remat", "mfu"),
     "sweep": ("largest_batch", "mesh", "remat"),
 }
 """Options by those that they would make ineffective."""
+_MFU = 0.4
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--sweep", action="store_true", help="try mesh shapes and remat policies, and rank them")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="of an epoch: steps, hours and chip-hours")
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="model FLOP/s utilisation to suppose for it and for data (0.4)"
+        "--mfu", type=float, metavar="SHARE", help=f"model FLOP/s utilisation to suppose for it and for data ({_MFU})"
     )
     parser.add_argument(
         "--generate", metavar="ROWS,PROMPT,ANSWER", help="plan answers instead: requests, prompt and answer tokens"
@@ -57,6 +58,14 @@ def run(args: argparse.Namespace) -> int:
     from dynllava_jax.training.setup import preset_model
 
     _refuse_what_is_ignored(args)
+    mfu = _MFU if args.mfu is None else args.mfu
+    if not 0 < mfu <= 1:
+        raise InputError(f"--mfu {mfu} must be above 0 and at most 1.")
+    for name, value in (("--samples", args.samples), ("--images", args.images)):
+        if value < 0:
+            raise InputError(f"{name} {value} must not be negative.")
+    if args.picture is not None:
+        check_file("--picture", Path(args.picture), (".svg",))
     # A plan reads neither data nor weights.
     given = ("--config.data.source=unread", "--config.init.checkpoint=unread")
     config = read_experiment(args.config, (*given, *args.overrides))
@@ -64,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, mesh=args.mesh)
     if args.remat is not None:
         config = dataclasses.replace(config, remat=args.remat)
-    if not 0 < args.mfu <= 1:
-        raise InputError(f"--mfu {args.mfu} must be above 0 and at most 1.")
     machine(args.topology)
     request = Request(
         config=config,
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         largest=args.largest_batch,
         sweep=args.sweep,
         samples=args.samples,
-        mfu=args.mfu,
+        mfu=mfu,
         recipe_batch=read_experiment(args.config).global_batch_size,
     )
     reports = list(ask(request, _tell))

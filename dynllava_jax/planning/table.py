@@ -62,6 +62,7 @@ def ranking(reports: Sequence[Report]) -> Iterator[str]:
         times = report.get("roofline")
         bound = f"{_seconds(times['seconds']):>10}  {times['bound']}" if times else f"{'-':>10}"
         note = "" if report["fits"] else "  does not fit"
+        note += f": {report['problem']}" if "problem" in report else ""
         note += "  off-recipe batch" if report.get("off_recipe") else ""
         yield f"{mesh:<28}{report['remat']:<8}{total:>8}  {bound}{note}"
 

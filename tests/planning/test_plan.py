@@ -126,9 +126,14 @@ def test_a_token_is_bound_by_what_it_has_to_read(topology: str, tmp_path: Path) 
         (("--topology=v5e:2x2", "--generate=8,64,2", "--sweep"), "--generate does not go with --sweep"),
         (("--topology=v5e:2x2", "--generate=8,64,2", "--samples=9"), "--generate does not go with --samples"),
         (("--topology=v5e:2x2", "--generate=8,64,2", "--remat=full"), "--generate does not go with --remat"),
+        (("--topology=v5e:2x2", "--generate=8,64,2", "--mfu=0.5"), "--generate does not go with --mfu"),
         (("--topology=v5e:2x2", "--sweep", "--largest-batch"), "--sweep does not go with --largest-batch"),
         (("--topology=v5e:2x2", "--sweep", "--mesh=fsdp=4"), "--sweep does not go with --mesh"),
         (("--topology=v5e:2x2", "--dense"), "--dense needs --generate"),
+        (("--topology=v5e:2x2", "--samples=-1"), "--samples -1 must not be negative"),
+        (("--topology=v5e:2x2", "--images=-1"), "--images -1 must not be negative"),
+        (("--topology=v5e:2x2", "--picture=nowhere/a.svg"), "--picture nowhere/a.svg cannot be written: there is no"),
+        (("--topology=v5e:2x2", "--picture=a.png"), "--picture a.png must end in one of .svg"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(
@@ -168,4 +173,4 @@ def test_pictures_and_rankings_hold_every_mesh() -> None:
     assert "fsdp=8  full" in drawn
     ranked = list(table.ranking(reports))
     assert "7.00" in ranked[1]
-    assert "does not fit" in ranked[2]
+    assert ranked[2].endswith("does not fit: it does not divide")
