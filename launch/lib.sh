@@ -35,7 +35,7 @@ words() {
   local word
   whole MAX_RESTARTS PAUSE
   for word; do
-    if [[ $word == --resto* ]] && ((MAX_RESTARTS > 0)); then
+    if [[ $word == --rest* ]] && ((MAX_RESTARTS > 0)); then
       say "error: with ${word%%=*} every restart would go back to that step and lose what came after it; set" \
         "MAX_RESTARTS=0, and leave it out as soon as the run has saved a checkpoint"
       exit 2

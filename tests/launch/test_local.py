@@ -38,12 +38,12 @@ def test_numbers_that_are_none_are_refused_before_anything_runs(desk: Desk, said
     assert error == f"dynllava: error: {said[0]}={said[1]} is no whole number, such as 20\n"
 
 
-@pytest.mark.parametrize("words", [["--restore=4"], ["--restore", "4"]])
+@pytest.mark.parametrize("words", [["--restore=4"], ["--restore", "4"], ["--rest", "4"]])
 def test_no_restart_goes_back_to_an_older_checkpoint(desk: Desk, words: list[str]) -> None:
     desk.statuses(75, 0)
     found, _, error = desk.run("local.sh", "--workdir=RUN", *words)
     assert (found, desk.calls("dynllava")) == (2, [])
-    assert "error: with --restore every restart would go back to that step" in error
+    assert f"error: with {words[0].partition('=')[0]} every restart would go back to that step" in error
     assert desk.run("local.sh", "--workdir=RUN", *words, MAX_RESTARTS="0")[0] == 75
     assert desk.calls("dynllava") == [" ".join(["train", "--workdir=RUN", *words])]
 
@@ -58,6 +58,19 @@ def test_a_process_gets_flags_cache_and_devices(desk: Desk) -> None:
     assert tpu.endswith(" --yours")
     assert desk.run("local.sh", "--workdir", "RUN", COMPILE_CACHE="gs://b/c")[1].startswith("gs://b/c|")
     assert desk.run("local.sh", "--workdir", "RUN")[1].startswith("RUN/programs|")
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("4,5,6,7", "4,5"), ("GPU-a,GPU-b", "GPU-a,GPU-b"), ("3", None), ("", None)]
+)
+def test_gpus_are_taken_of_those_that_one_may_use(desk: Desk, given: str, taken: str | None) -> None:
+    desk.fake("dynllava", 'echo "$CUDA_VISIBLE_DEVICES"')
+    found, out, error = desk.run("local.sh", "--workdir=RUN", GPUS="2", CUDA_VISIBLE_DEVICES=given)
+    if taken is None:
+        assert (found, out, desk.calls("dynllava")) == (2, "", [])
+        assert error.startswith(f"dynllava: error: GPUS=2, but CUDA_VISIBLE_DEVICES={given} lets this machine use ")
+    else:
+        assert (found, out) == (0, f"{taken}\n")
 
 
 @pytest.mark.parametrize(("number", "runs", "status"), [(signal.SIGUSR1, 2, 0), (signal.SIGTERM, 1, 75)])
