@@ -38,9 +38,11 @@ def join(where: str = AUTO) -> None:
         where: `HOST:PORT,COUNT,NUMBER`, or AUTO: what Slurm, a TPU pod or Open MPI tells.
 
     Raises:
-        InputError: it is written otherwise, or no cluster says anything. Where the others do not come within five
-            minutes, or the first one cannot be reached, JAX ends this process, and the one beside it says so.
+        InputError: it is written otherwise, SILENCE holds no seconds, or no cluster says anything. Where the others do
+            not come within five minutes, or the first one cannot be reached, JAX ends this process, and the one beside
+            it says so.
     """
+    silence = _silence()
     arguments: dict[str, Any] = {}
     if where != AUTO:
         if (match := re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)) is None or int(match[3]) >= int(match[2]):
@@ -54,7 +56,7 @@ def join(where: str = AUTO) -> None:
     # It catches SIGTERM and only notes it: one that comes before `StopSignal` is entered would be lost.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_silence())
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=silence)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--distributed finds no other processes ({reason}); give HOST:PORT,COUNT,NUMBER.") from error
@@ -126,7 +128,11 @@ def _place() -> tuple[int, int]:
 
 
 def _silence() -> int:
-    return int(os.environ.get(SILENCE, _SILENCE))
+    """Raises InputError: the variable holds no seconds."""
+    text = os.environ.get(SILENCE) or str(_SILENCE)
+    if re.fullmatch(r"[1-9]\d{0,5}", text) is None:
+        raise InputError(f"{SILENCE}={text} is no whole number of seconds, such as {_SILENCE}.")
+    return int(text)
 
 
 def is_first() -> bool:

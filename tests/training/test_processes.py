@@ -213,3 +213,11 @@ def test_a_wrong_address_is_refused() -> None:
         join("here")
     with pytest.raises(InputError, match="is not HOST:PORT"):
         join("localhost:1,2,2")
+
+
+@pytest.mark.parametrize("text", ["1m", "0", "-5", "2.5"])
+def test_a_silence_that_is_no_number_of_seconds_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as an address at which no other process is."""
+    monkeypatch.setenv(SILENCE, text)
+    with pytest.raises(InputError, match=f"^DYNLLAVA_SILENCE={text} is no whole number of seconds, such as 60.$"):
+        join("localhost:1,1,0")
