@@ -162,6 +162,10 @@ class Goodput:
         except OSError as error:
             _log.warning("%s could not be written: %s", self._path, error.strerror)
 
+    def __str__(self) -> str:
+        self._enter(self._kind)
+        return str(self.times)
+
     def numbers(self) -> dict[str, float]:
         """For the records of a run."""
         self._enter(self._kind)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -135,6 +136,7 @@ def train(config: TrainConfig, options: Options) -> Result:
             return Result(start, len(plan), {})
         memory = _memory(run)
         times = stack.enter_context(measured(options.workdir, start, options.began))
+        stack.enter_context(_account(times))
 
         # ------------------------------------------------------------------------------------------------------ steps
         _write_experiment(config, options)
@@ -202,7 +204,7 @@ def train(config: TrainConfig, options: Options) -> Result:
         if supply.broken is not None:
             raise supply.error(checkpoints.steps())
         times.write()
-        _say(str(times.times))
+        _say(str(times))
         _say(f"step {step} of {len(plan)} is done and saved in {options.workdir}")
         return Result(step, len(plan), recorder.last)
 
@@ -306,6 +308,16 @@ def _advise(run: Run, times: Goodput) -> None:
 
 
 class _Doctor:
+@contextlib.contextmanager
+def _account(times: Goodput) -> Iterator[None]:
+    """Says where the time went also when an error ends the run, whose own line comes last."""
+    try:
+        yield
+    except BaseException:
+        _say(str(times))
+        raise
+
+
     """Looks at the predictors now and then, and warns of what is new."""
 
     def __init__(self, run: Run) -> None:

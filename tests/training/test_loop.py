@@ -196,7 +196,8 @@ def test_a_bad_loss_ends_the_run_before_it_is_saved(
     monkeypatch.setattr(LossWatch, "problem", lambda self, loss: next(problems))
     more = ("--config.checkpoint.every=2", "--config.checkpoint.keep_best=False", "--config.eval.every=0")
     assert run(data, tmp_path, *RUN[:1], *more, checkpoint=checkpoint) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    *_, account, line = capsys.readouterr().err.splitlines()
+    assert account.startswith("dynllava: goodput ")
     assert "Stopped at step 4: the loss is nan; its samples are s" in line
     assert line.endswith("the last checkpoint is that of step 2.")
     assert saved(tmp_path) == [2]
