@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh
 
 from dynllava_jax.checkpoint.leaves import abstract_model
@@ -102,6 +103,7 @@ def load(
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
     if compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(compile_cache))
+        reset_cache()  # the folder of this process's first compilation is the one that JAX goes on with
     devices = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
     embedded_one = str(model) == "demo"

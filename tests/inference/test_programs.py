@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets, Shape
+from dynllava_jax.inference.load import load
 from dynllava_jax.inference.request import Request
 from dynllava_jax.inference.sampling import GREEDY, Sampler, Temperature, TopK, TopP
 from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
@@ -81,13 +84,36 @@ def test_warmup_leaves_nothing_to_compile(compiled: Compiled) -> None:
 
 def test_warmup_is_for_single_requests_with_an_answer_of_any_length(compiled: Compiled) -> None:
     config = tiny_config()
-    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, max_positions=128))
-    assistant = tiny_assistant(config, buckets=Buckets(rows=(1, 4), images=(0, 2), length=(128,), answer=(128,)))
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, max_positions=160))
+    buckets = Buckets(rows=(1, 4), images=(0, 2, 4), length=(160,), answer=(160,))
+    assistant = tiny_assistant(config, buckets=buckets)
     shapes = list(assistant.warmup())
-    assert {(shape.rows, shape.images, shape.answer) for shape in shapes} == {(1, 0, 128)}
+    assert {(shape.rows, shape.images, shape.answer) for shape in shapes} == {(1, 0, 160), (1, 2, 160)}
     before = compiled.count
     assistant.generate(None, "What is red?")
+    assistant.generate(synthetic_image(6), "What is red?")
     assert compiled.since(before) == 0
+
+
+@pytest.fixture
+def own_cache() -> Iterator[None]:
+    """Every program counts for it, and the tests' shared one comes back."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[1], 0)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_programs_are_kept_in_the_folder_that_was_named_last(tmp_path: Path) -> None:
+    """JAX by itself goes on with the folder of the first program that a process compiled."""
+    for number in range(2):
+        load("demo", compile_cache=tmp_path / str(number))
+        jax.jit(lambda x, number=number: x + number)(1.0)
+        assert any((tmp_path / str(number)).iterdir())
 
 
 @pytest.mark.parametrize("seed", range(3))
