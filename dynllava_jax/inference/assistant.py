@@ -203,7 +203,8 @@ class Assistant:
             buckets = self.engine.buckets
             answer = fit("answer tokens", min(DEFAULT_ANSWER, buckets.answer[-1]), buckets.answer)
             every = buckets.shapes(dataclasses.replace(self.config, sparsity=sparsity))
-            shapes = (s for s in every if s.rows == buckets.rows[0] and s.images <= 1 and s.answer == answer)
+            fewest = {0, min(filter(None, buckets.images), default=0)}  # that hold no image, and one
+            shapes = (s for s in every if s.rows == buckets.rows[0] and s.images in fewest and s.answer == answer)
         shapes = list(shapes)
         for shape in shapes:
             check_type(shape, Shape, "Each of warmup's shapes")
