@@ -307,7 +307,6 @@ def _advise(run: Run, times: Goodput) -> None:
         _say(f"warning: {sentence}")
 
 
-class _Doctor:
 @contextlib.contextmanager
 def _account(times: Goodput) -> Iterator[None]:
     """Says where the time went also when an error ends the run, whose own line comes last."""
@@ -318,6 +317,7 @@ def _account(times: Goodput) -> Iterator[None]:
         raise
 
 
+class _Doctor:
     """Looks at the predictors now and then, and warns of what is new."""
 
     def __init__(self, run: Run) -> None:
