@@ -154,7 +154,8 @@ def _earlier(path: epath.Path, request: dict[str, Any]) -> Manifest:
                     f"not {value!r}; give another folder, or remove this one."
                 )
         return earlier
-    if others := sorted(item.name for item in path.iterdir() if not item.name.startswith("unfinished.")):
+    there = path.iterdir() if path.is_dir() else ()  # on a bucket there is no folder before something lies in it
+    if others := sorted(item.name for item in there if not item.name.startswith("unfinished.")):
         raise InputError(f"{path} is not empty ({others[0]}); give a new folder.")
     manifest = Manifest(request)
     with writing(path):

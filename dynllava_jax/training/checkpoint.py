@@ -344,7 +344,8 @@ class TrainingCheckpoints:
             _log.info("removed checkpoint %s", self._folder / str(step))
 
     def _clear(self) -> None:
-        for path in self._folder.iterdir():
+        # On a bucket there is no folder before something lies in it.
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if trained.is_incomplete(path):
                 _log.warning("removed %s, which a run that was killed had left incomplete", path)
                 path.rmtree()

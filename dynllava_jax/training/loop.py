@@ -178,6 +178,7 @@ def train(config: TrainConfig, options: Options) -> Result:
                 recorder.note(more)
                 if now.checkpoint:
                     claimed.check()
+                    recorder.flush()
                     with times.spent(CHECKPOINT):
                         _save(checkpoints, state, step, memory, more.get("eval/loss"))
                     times.saved(step)

@@ -24,7 +24,7 @@ from dynllava_jax.errors import InputError
 FILE = "metrics.jsonl"
 
 _REMOTE_SECONDS = 60.0
-"""Objects on a bucket cannot grow: the file is written anew, not more often than this."""
+"""Objects on a bucket cannot grow: the file is written anew, not more often than this between two checkpoints."""
 _LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
 
@@ -35,6 +35,10 @@ class Writer(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """`values` after `step` optimizer steps."""
+        ...
+
+    def flush(self) -> None:
+        """Puts what was written where a kill cannot take it, if it can: a run that goes on writes what follows."""
         ...
 
     def close(self) -> None: ...
@@ -109,9 +113,12 @@ class JsonLines:
         if time.monotonic() - self._written > _REMOTE_SECONDS:
             self._upload(self._lines)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         if self._lines is not None:
             self._upload(self._lines)
+
+    def close(self) -> None:
+        self.flush()
 
     def _upload(self, lines: Sequence[str]) -> None:
         self._path.write_text("".join(lines))
@@ -143,6 +150,9 @@ class TensorBoardWriter:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Its thread writes every two minutes, whatever it is told; what a kill takes stands in `metrics.jsonl`."""
+
     def close(self) -> None:
         self._writer.close()
 
@@ -165,6 +175,9 @@ class WandbWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """Its own process sends on what it was told, whatever becomes of this one."""
 
     def close(self) -> None:
         self._run.finish()
@@ -202,6 +215,9 @@ class Progress:
         if self._counted == self._start:
             self._began, self._counted = now, step  # the first step compiled, which those to come do not
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -213,6 +229,7 @@ def summary(values: Mapping[str, float]) -> str:
         ("loss", "loss {:.4g}"),
         ("image_keep_rate", "image {:.2f}"),
         ("output_keep_rate", "answer {:.2f}"),
+        ("instruct_keep_rate", "instruction {:.2f}"),
         ("tokens_per_second", "{:.4g} tokens/s"),
         ("mfu", "MFU {:.1%}"),
     )

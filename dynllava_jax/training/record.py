@@ -92,6 +92,11 @@ class Recorder:
         if more is not None:
             self.restart()
 
+    def flush(self) -> None:
+        """Makes what is noted survive a kill: before a checkpoint, from which a run goes on with later steps."""
+        for writer in self._writers:
+            writer.flush()
+
     def restart(self) -> None:
         """Leaves what was done since the last step out of the next one's time."""
         self._since = time.perf_counter()

@@ -29,6 +29,7 @@ from dynllava_jax.data.shards import ShardSource
 from dynllava_jax.data.source import SampleError, Source, open_source
 from dynllava_jax.errors import CheckError, InputError
 from dynllava_jax.testing import synthetic_image
+from tests.checkpoint.buckets import simulate
 from tests.data.memory_source import preparation
 
 SAMPLES, SHARD = 12, 2000
@@ -284,6 +285,16 @@ def test_onto_a_bucket(source: JsonSource, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(manifests.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"gs://bucket/packed needs gcsfs; pip install"):
         open_source("gs://bucket/packed")
+
+
+def test_a_bucket_has_no_empty_folder(source: JsonSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked into before anything lay there, it was not found."""
+    simulate(tmp_path, monkeypatch)
+    made = pack(source, "gs://bucket/out", shard_bytes=SHARD)
+    assert made == pack(source, "gs://bucket/out", shard_bytes=SHARD)
+    assert made == pack(source, str(tmp_path / "out"), shard_bytes=SHARD)
+    assert content(tmp_path / "bucket" / "out") == content(tmp_path / "out")
+    assert len(ShardSource.open("gs://bucket/out")) == 10
 
 
 @pytest.mark.slow

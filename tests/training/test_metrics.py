@@ -69,6 +69,17 @@ def test_a_bucket_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_kill_takes_nothing_that_a_checkpoint_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+    with open_writers(str(tmp_path), QUIET, 0, 6) as writers:
+        for step in (1, 2):
+            for writer in writers:
+                writer.write(step, {"loss": 0.5})
+        for writer in writers:
+            writer.flush()
+        assert [record["step"] for record in records(tmp_path)] == [1, 2]
+
+
 def test_only_process_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     write(tmp_path, range(1, 3))
@@ -146,3 +157,4 @@ def test_progress_on_a_terminal_is_a_bar(
 def test_the_summary_shows_what_is_there() -> None:
     values = {"loss": 1.23456, "output_keep_rate": 0.512, "tokens_per_second": 12345.6, "mfu": 0.4123, "tau": 0.5}
     assert summary(values) == "loss 1.235  answer 0.51  1.235e+04 tokens/s  MFU 41.2%"
+    assert summary({"image_keep_rate": 0.2, "instruct_keep_rate": 0.7}) == "image 0.20  instruction 0.70"
