@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, check_name, write_json
@@ -128,15 +127,15 @@ def _preparation(args: argparse.Namespace) -> Any:
             if getattr(args, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} has no effect without --model.")
         return None
-    from dynllava_jax.checkpoint import store
+    from dynllava_jax.checkpoint.source import open_source
     from dynllava_jax.config.data import DataConfig
     from dynllava_jax.data.preparation import Preparation
     from dynllava_jax.data.templates import get_template
     from dynllava_jax.data.tokenizer import Tokenizer
     from dynllava_jax.demo import embedded
 
-    model = embedded.CHECKPOINT if args.model == "demo" else Path(args.model)
-    config, tokenizer = store.read_config(model), Tokenizer.load(model / store.FILES)
+    model = open_source(embedded.CHECKPOINT if args.model == "demo" else args.model)
+    config, tokenizer = model.config, Tokenizer.load(model.files)
     return Preparation(
         tokenizer=tokenizer,
         template=get_template(args.conv_template or config.text_prep.template),

@@ -1,12 +1,14 @@
 """`dynllava data pack` and `dynllava data check` as commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dynllava_jax.cli.main import main
 from dynllava_jax.testing import synthetic_image
+from tests.checkpoint.buckets import simulate
 
 
 @pytest.fixture
@@ -68,6 +70,16 @@ def test_json_stands_alone_on_stdout(data: Path, tmp_path: Path, capsys: pytest.
 def test_the_demo_model_and_another_template(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", data, "--model", "demo", "--conv-template", "plain", "--no-pictures") == 0
     assert "tokens        4 ▇" in capsys.readouterr().out
+
+
+def test_a_model_on_a_bucket(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its address was taken for the path gs:/bucket/model."""
+    simulate(tmp_path, monkeypatch)
+    shutil.copytree(checkpoint, tmp_path / "bucket" / "model")
+    assert run("check", data, "--model", "gs://bucket/model", "--no-pictures") == 0
+    assert "the longest has" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
