@@ -146,7 +146,8 @@ def open_dataset(
         beside: sources that are opened apart, for which `config.adapter` may be meant.
 
     Raises:
-        InputError: a source cannot be opened, a sample cannot be used (`on_error` "fail"), or too many cannot.
+        InputError: a source cannot be opened, a sample cannot be used (`on_error` "fail"), too many cannot, or none is
+            left.
     """
     if not config.sources:
         raise InputError("data.source names nothing to train on; give a LLaVA JSON file, shards or tfds:NAME.")
@@ -179,6 +180,9 @@ def join(
         failures=failures,
         not_packed=sum(source.manifest.bad for source in sources if isinstance(source, ShardSource)),
     )
+    if not report.used:
+        hint = "; data.require_image=False takes samples without an image too" if report.without_image else ""
+        raise InputError(f"{', '.join(source.name for source in sources)}: no sample is left: {report}{hint}.")
     return Dataset(
         sources=tuple(sources),
         preparation=preparation,

@@ -65,6 +65,16 @@ def test_samples_that_cannot_be_used_stop_the_run(tmp_path: Path, options: dict,
         make_dataset(tmp_path, _SECOND, **options)
 
 
+def test_where_no_sample_is_left_it_is_said_why(tmp_path: Path) -> None:
+    """It was said of `data.source`, which held some, and of `eval.source` too."""
+    message = (
+        r"^texts: no sample is left: 0 of 2 samples, 0 of them cut at data.max_length; left out: 2 without image; "
+        r"data.require_image=False takes samples without an image too\.$"
+    )
+    with pytest.raises(InputError, match=message):
+        make_dataset(tmp_path, MemorySource((0, 0), (2, 3), name="texts"))
+
+
 def test_held_out_samples_come_from_the_end_of_every_source(tmp_path: Path) -> None:
     sources = [MemorySource((1,) * size, (1,) * size, name=name) for name, size in (("a", 6), ("b", 3))]
     train, held = make_dataset(tmp_path, *sources).hold_out(3)
