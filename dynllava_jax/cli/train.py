@@ -1,9 +1,12 @@
 """`dynllava train`: a run from its config file, begun or gone on with."""
 
 import argparse
+import contextlib
 import os
 import re
+import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from dynllava_jax.cli.failure import report
@@ -46,6 +49,30 @@ def run(args: argparse.Namespace) -> int:
     if args.distributed is not None and not is_guarded():
         return guard(args.command_line)
     began = time.monotonic()
+    if args.distributed is not None:  # the guard has the same answer to a signal, which need not wait for JAX there
+        return _start(args, began)
+    with _nothing_to_save():
+        return _start(args, began)
+
+
+@contextlib.contextmanager
+def _nothing_to_save() -> Iterator[None]:
+    """Before the run listens itself (`training.stop`), a signal ends it at once: only its preparation is lost."""
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"dynllava: {signal.Signals(number).name}: nothing to save\n".encode())
+    os._exit(os.EX_TEMPFAIL)  # start it again
+
+
+def _start(args: argparse.Namespace, began: float) -> int:
     if args.deterministic:
         # Read when the first device is asked for, which has not happened yet.
         flags = "--xla_gpu_deterministic_ops=true"

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class StopSignal:
     """Catches the signals while it is entered; the handlers from before come back afterwards.
 
-    Enter it in the main thread. Before, a signal ends the process: there is nothing to save. `processes.join` keeps JAX
-    from catching SIGTERM itself.
+    Enter it in the main thread. Before, a signal ends the process: there is nothing to save. `cli.train` and the guard
+    see to the exit status, `processes.join` keeps JAX from catching SIGTERM itself.
 
         with StopSignal() as stop:
             for step in …:

@@ -215,6 +215,24 @@ def test_sigterm_in_the_middle_of_a_step(start: Any, tmp_path: Path, monkeypatch
     assert_whole(tmp_path, start)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_there_is_anything_to_save(
+    number: signal.Signals, data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """It had ended the process as the system does, with a status that says nothing of starting again."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from dynllava_jax.training import loop\n"
+        f"loop.prepare = lambda config: (os.kill(os.getpid(), {int(number)}), time.sleep(60))\n"
+        "from dynllava_jax.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    argv = command(data, tmp_path / "run", *RUN, checkpoint=checkpoint)
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, f"dynllava: {number.name}: nothing to save\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_in_one_work_folder(start: Any, at: Any, data: Path, checkpoint: Path, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "dynllava_jax.cli.main"]
     argv = [*program, *command(data, tmp_path / "run", *RUN, checkpoint=checkpoint)]
