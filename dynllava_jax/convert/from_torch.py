@@ -38,7 +38,14 @@ from dynllava_jax.errors import InputError, shown
 Preference = Literal["given", "inside"]
 DTYPES = ("float32", "bfloat16", "float16")
 
-_KEPT_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+_KEPT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 _PROJECTOR = "projector/"
 _PIECE = 1 << 18
 _TOWER_FILES = ("config.json", "preprocessor_config.json")
@@ -116,6 +123,8 @@ def convert(
     if untrained and predictors:
         learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
         config = dataclasses.replace(config, sparsity=learned)
+    if not untrained and not predictors:
+        notes.append("its predictors are its own and were kept: --no-predictors is about those that a base LLaVA lacks")
     shardings = {} if sharding is None else leaf_shardings(config, sharding)
     tower = _choose_tower(own, given, prefer_tower, config, notes)
     plan = make_plan(
@@ -199,7 +208,7 @@ def _config(
                 "activation); give its folder with --vision-tower."
             )
         vision = towers.KNOWN_CONFIGS[name]
-    preprocessor = _preprocessor(source.folder)
+    preprocessor = _preprocessor(source)
     if preprocessor is None and given is not None:
         preprocessor = given.json("preprocessor_config.json")
     if preprocessor is None:
@@ -208,7 +217,7 @@ def _config(
         source.config,
         vision,
         preprocessor,
-        _optional_json(source.folder / "tokenizer_config.json"),
+        _optional_json((source.tokenizer or source.folder) / "tokenizer_config.json"),
         template=template,
         round_ids=_round_ids(source, template, notes),
         has_head=source.layout.head in source.weights.infos,
@@ -216,13 +225,13 @@ def _config(
     )
 
 
-def _preprocessor(folder: AnyPath) -> dict[str, Any] | None:
+def _preprocessor(source: TorchSource) -> dict[str, Any] | None:
     """Its own file, or a part of `processor_config.json` (transformers 5)."""
-    alone = _optional_json(folder / "preprocessor_config.json")
-    whole = _optional_json(folder / "processor_config.json") or {}
+    alone = _optional_json(source.file("preprocessor_config.json"))
+    whole = _optional_json(source.file("processor_config.json")) or {}
     part = whole.get("image_processor")
     if part is not None and not isinstance(part, dict):
-        raise wrong(folder / "processor_config.json", "image_processor", "an object", part)
+        raise wrong(source.file("processor_config.json"), "image_processor", "an object", part)
     return alone or part
 
 
@@ -233,8 +242,10 @@ def _optional_json(path: AnyPath) -> dict[str, Any] | None:
 def _round_ids(source: TorchSource, template: str, notes: list[str]) -> tuple[int, ...]:
     """The marker of a user's turn in the source's own tokenizer."""
     chosen = get_template(template)
-    if any((source.folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        return round_ids(Tokenizer.load(source.folder), chosen)
+    if source.tokenizer is not None:
+        if source.tokenizer != source.folder:
+            notes.append(f"no tokenizer in {source.folder}: that of {source.tokenizer} is taken")
+        return round_ids(Tokenizer.load(source.tokenizer), chosen)
     rows = source.weights.infos[f"{source.layout.decoder}embed_tokens.weight"].shape[0]
     default = TextPrep().round_ids if template == TextPrep().template else ()
     known = default if all(token < rows for token in default) else ()
@@ -324,7 +335,8 @@ def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
 
 
 def _extras(source: TorchSource, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
-    files = {name: source.folder / name for name in (*_KEPT_FILES, *TOKENIZER_FILES)}
+    files = {name: source.file(name) for name in _KEPT_FILES}
+    files |= {name: (source.tokenizer or source.folder) / name for name in TOKENIZER_FILES}
     if tower.folder is not None:
         files |= {f"vision_tower/{name}": tower.folder / name for name in _TOWER_FILES}
     return store.Extras(

@@ -7,7 +7,10 @@ from pathlib import Path
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.errors import InputError
 
-_SMALL = ("*.json", "*.model")
+_SMALL = ("*.json", "*.jinja", "*.model")
+_PARTS = ("non_lora_trainables.bin", "mm_projector.bin")
+"""LLaVA's training pickles these, also where peft writes the adapters beside them as safetensors."""
+
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -28,7 +31,7 @@ def locate(where: str | os.PathLike) -> AnyPath:
             f"There is no folder {name}; to download it from the Hugging Face hub: pip install huggingface_hub."
         ) from None
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_SMALL, "*.safetensors"]))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_SMALL, *_PARTS, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_SMALL, "*.bin"]))
     except Exception as error:  # the library raises its own, those of its HTTP client, and OSError

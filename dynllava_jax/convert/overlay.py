@@ -14,12 +14,13 @@ import numpy as np
 from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.config.json_file import is_whole
 from dynllava_jax.config.source import Source
-from dynllava_jax.convert.read_torch import TensorInfo, TorchWeights, read_json
+from dynllava_jax.convert.read_torch import TensorInfo, TorchWeights, read_json, stamp_of
 from dynllava_jax.errors import InputError, shown
 
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 PROJECTOR = ("mm_projector.bin", "mm_projector.safetensors")
+_CONFIG = "adapter_config.json"
 
 _LOW_RANK = re.compile(r"(.*)\.lora_(A|B)(?:\.default)?\.weight")
 _ADAPTED = re.compile(r"(.*)\.base_layer\.(weight|bias)")
@@ -98,7 +99,8 @@ class OverlaidWeights(TorchWeights):
         return (tensor.astype(np.float32) + np.float32(pair.scale) * (b @ a)).astype(tensor.dtype)
 
     def stamp(self) -> list[tuple[str, int, int]]:
-        return [*self._base.stamp(), *(line for part in self._parts for line in part.stamp())]
+        scale = [] if self._adapter is None else [stamp_of(self.folder, _CONFIG)]
+        return [*self._base.stamp(), *(line for part in self._parts for line in part.stamp()), *scale]
 
     def _replace(self, part: TorchWeights) -> None:
         self._parts.append(part)
@@ -144,7 +146,7 @@ def plain_name(name: str) -> str:
 
 def _scale(folder: AnyPath) -> tuple[float, int]:
     """What the product of the two matrices is multiplied with, and their rank."""
-    file = folder / "adapter_config.json"
+    file = folder / _CONFIG
     if not file.is_file():
         raise InputError(f"{file} is missing; without it the adapters' scale is not known.")
     config = read_json(file)

@@ -15,7 +15,7 @@ import numpy as np
 
 from dynllava_jax.checkpoint.paths import AnyPath, size_of
 from dynllava_jax.config.json_file import read_object
-from dynllava_jax.convert.safetensors_file import SafetensorsFile
+from dynllava_jax.convert.safetensors_file import MAX_RANK, SafetensorsFile
 from dynllava_jax.errors import InputError, shown
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -70,8 +70,7 @@ class TorchWeights:
 
     def stamp(self) -> list[tuple[str, int, int]]:
         """Name, size and time of change of each file: what tells whether they are the same as before."""
-        files = {name: self.folder / name for name in sorted(self._files)}
-        return [(name, size_of(file), _changed(file)) for name, file in files.items()]
+        return [stamp_of(self.folder, name) for name in sorted(self._files)]
 
     def _add(self, name: str) -> None:
         path = self.folder / name
@@ -94,8 +93,11 @@ class TorchWeights:
             )
 
 
-def _changed(file: AnyPath) -> int:
-    return file.stat().st_mtime_ns if isinstance(file, Path) else int(file.stat().mtime)
+def stamp_of(folder: AnyPath, name: str) -> tuple[str, int, int]:
+    """Name, size and time of change of a file."""
+    file = folder / name
+    changed = file.stat().st_mtime_ns if isinstance(file, Path) else int(file.stat().mtime)
+    return name, size_of(file), changed
 
 
 def has_torch_weights(folder: AnyPath) -> bool:
@@ -137,7 +139,7 @@ class _PickleFile:
         self.entries: dict[str, _PickleEntry] = {}
         for name, tensor in self._tensors.items():
             dtype = _numpy_dtype(tensor)
-            if dtype is None:
+            if dtype is None or tensor.dim() > MAX_RANK:
                 raise InputError(f"{path}: {name} is {_describe(tensor)}, not a plain tensor of numbers.")
             self.entries[name] = _PickleEntry(tuple(tensor.shape), dtype)
 
@@ -164,7 +166,9 @@ def _numpy_dtype(tensor: Any) -> np.dtype | None:
 
 
 def _describe(value: Any) -> str:
-    return f"of type {type(value).__name__} with dtype {getattr(value, 'dtype', None)}"
+    shape = getattr(value, "shape", ())
+    more = f" and {len(shape)} dimensions" if len(shape) > MAX_RANK else ""
+    return f"of type {type(value).__name__} with dtype {getattr(value, 'dtype', None)}{more}"
 
 
 def _load_pickle(path: AnyPath) -> dict[str, Any]:

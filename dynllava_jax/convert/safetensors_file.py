@@ -21,6 +21,12 @@ from dynllava_jax.errors import InputError, shown
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes; a longer one is a damaged or hostile file."""
 
+MAX_RANK = 32
+"""TensorStore, in which checkpoints are written, has no more dimensions."""
+
+_MAX_ELEMENTS = 1 << 59
+"""Above, numpy has no array of that shape, even where another dimension is 0."""
+
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -105,6 +111,8 @@ def _entry(path: AnyPath, name: str, entry: Any, start: int, size: int) -> Entry
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers) or begin > end:
+            raise ValueError
+        if len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: the header's entry for {name} is malformed.") from None

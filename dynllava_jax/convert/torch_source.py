@@ -22,6 +22,23 @@ class TorchSource:
     layout: Layout
     bare: bool = False
     """A language model alone, whose projector has yet to be trained."""
+    base: AnyPath | None = None
+    """What a part of a model in `folder` is laid over."""
+
+    def file(self, name: str) -> AnyPath:
+        """One of the small files; that of the base where a part came without. It need not be there."""
+        own = self.folder / name
+        return own if self.base is None or own.is_file() else self.base / name
+
+    @property
+    def tokenizer(self) -> AnyPath | None:
+        """The folder that has it, None if there is none: LLaVA saves no tokenizer with adapters or a projector."""
+        folders = [self.folder] if self.base is None else [self.folder, self.base]
+        return next(filter(has_tokenizer, folders), None)
+
+
+def has_tokenizer(folder: AnyPath) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def open_torch(src: AnyPath, base: AnyPath | None, notes: list[str]) -> TorchSource:
@@ -50,7 +67,7 @@ def open_torch(src: AnyPath, base: AnyPath | None, notes: list[str]) -> TorchSou
     if is_llava_hf(config) == (layouts[0] is OFFICIAL):
         kind = "llava-hf (text_config)" if is_llava_hf(config) else "official"
         raise InputError(f"{src}: config.json is of the {kind} kind, but the tensors' names are {layouts[0].name}'s.")
-    return TorchSource(src, config, weights, layouts[0], bare)
+    return TorchSource(src, config, weights, layouts[0], bare, base)
 
 
 def _weights(src: AnyPath, base: AnyPath | None, notes: list[str]) -> TorchWeights:

@@ -73,6 +73,12 @@ def test_a_checkpoint_that_announces_predictors_must_have_them(src: Path) -> Non
     refused(src, "model.image_score_predictor.down_mlp.0.weight [64] is missing")
 
 
+def test_predictors_of_its_own_are_kept_and_said(src: Path, tmp_path: Path) -> None:
+    report = convert(src, tmp_path / "dst", predictors=False)
+    assert any("--no-predictors is about those that a base LLaVA lacks" in note for note in report.notes)
+    assert any(name.startswith("image_predictor") for name in loaded(tmp_path / "dst"))
+
+
 def test_predictors_that_the_config_does_not_know(src: Path) -> None:
     (src / "config.json").write_text((GOLDEN / "config_llava15_base.json").read_text())
     refused(src, "has no sparse_config, but the weights hold predictors", "add the sparse_config")
@@ -186,6 +192,11 @@ def safetensors(header: bytes, data: bytes = b"\0" * 8, length: int | None = Non
         (safetensors(HEADER.replace(b"[2]", b"[-2]")), "entry for a is malformed"),
         (safetensors(HEADER.replace(b"[2]", b"[2.5]")), "entry for a is malformed"),
         (safetensors(HEADER.replace(b"[2]", b"[99999999999]")), "shape [99999999999] but 8 bytes"),
+        (safetensors(HEADER.replace(b"[2]", b"[" + b"1," * 40 + b"2]")), "entry for a is malformed"),
+        (
+            safetensors(HEADER.replace(b"[2]", b"[0,%d]" % 2**70).replace(b"[0,8]", b"[0,0]")),
+            "entry for a is malformed",
+        ),
         (safetensors(HEADER.replace(b"[0,8]", b"[8,0]")), "entry for a is malformed"),
         (safetensors(HEADER.replace(b"F32", b"F33")), "dtype 'F33'"),
         (safetensors(HEADER[:-1] + b',"a":1}'), "occurs twice"),
@@ -239,6 +250,9 @@ def test_damaged_bin_files(tmp_path: Path) -> None:
         TorchWeights(tmp_path)
     torch.save({"a": 3}, file)
     with pytest.raises(InputError, match="a is of type int"):
+        TorchWeights(tmp_path)
+    torch.save({"a": torch.ones([1] * 40)}, file)
+    with pytest.raises(InputError, match=r"a is of type Tensor .* and 40 dimensions, not a plain tensor"):
         TorchWeights(tmp_path)
 
 

@@ -1,6 +1,8 @@
 """Checkpoints that are a part of a model, or more than one, or not here."""
 
+import fnmatch
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,12 @@ import pytest
 
 from dynllava_jax.checkpoint import store
 from dynllava_jax.convert import hub
+from dynllava_jax.convert.export_plan import Family
 from dynllava_jax.convert.from_torch import convert
+from dynllava_jax.convert.to_torch import export
+from dynllava_jax.data.prompt import round_ids
+from dynllava_jax.data.templates import get_template
+from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
 from tests import golden_files
 from tests.convert import torch_folders
@@ -134,6 +141,52 @@ def test_what_was_adapted_and_trained_too(tmp_path: Path, base: Path) -> None:
     np.testing.assert_array_equal(found["projector/layers/0/kernel"], trained["model.mm_projector.0.weight"].T)
 
 
+def test_a_part_takes_tokenizer_and_preprocessor_from_its_base(tmp_path: Path, base: Path) -> None:
+    """LLaVA's training saves neither with adapters or a projector, and its own code takes the base's."""
+    (base / "preprocessor_config.json").write_text((TOWER / "preprocessor_config.json").read_text())
+    src = lora(tmp_path, adapters())
+    report = convert(src, tmp_path / "model", base=base, vision_tower=TOWER)
+    assert any(f"no tokenizer in {src}: that of {base} is taken" in note for note in report.notes)
+    files = tmp_path / "model" / store.FILES
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json"):
+        assert (files / name).read_bytes() == (base / name).read_bytes()
+    assert (files / "config.json").read_bytes() == (src / "config.json").read_bytes()
+    tokenizer = Tokenizer.load(files)
+    assert store.read_config(tmp_path / "model").text_prep.round_ids == round_ids(tokenizer, get_template("vicuna_v1"))
+    # Its own goes first, and is not mixed with the base's.
+    (src / "tokenizer.model").write_bytes((base / "tokenizer.model").read_bytes())
+    report = convert(src, tmp_path / "other", base=base, vision_tower=TOWER)
+    assert not [note for note in report.notes if "no tokenizer" in note]
+    assert not (tmp_path / "other" / store.FILES / "tokenizer_config.json").exists()
+
+
+def test_adapters_that_changed_their_scale_are_merged_anew(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed conversion left was merged with the scale that it read."""
+    src = lora(tmp_path, adapters())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "remove_tree", lambda folder: None)  # as a kill does: nothing is cleared
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "model", base=base, vision_tower=TOWER, on_item=stop_after(3))
+    lora_config = json.loads((src / "adapter_config.json").read_text())
+    (src / "adapter_config.json").write_text(json.dumps(lora_config | {"lora_alpha": 80}))
+    convert(src, tmp_path / "model", base=base, vision_tower=TOWER)
+    convert(src, tmp_path / "fresh", base=base, vision_tower=TOWER)
+    hashes = {store.read_info(tmp_path / name).content_hash for name in ("model", "fresh")}
+    assert len(hashes) == 1
+
+
+def stop_after(count: int) -> Callable[[int], None]:
+    left = iter(range(count - 1))
+
+    def stop(nbytes: int) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_adapters_of_another_model(tmp_path: Path, base: Path) -> None:
     tensors = {name.replace("layers.1", "layers.7"): tensor for name, tensor in adapters().items()}
     with pytest.raises(InputError, match=r"layers\.7\.self_attn\.q_proj\.weight is not in the base"):
@@ -168,6 +221,17 @@ def test_a_bare_language_model_gets_a_projector(tmp_path: Path, base: Path) -> N
 
     assert without_untrained(open_source(tmp_path / "model")).sparsity.image_selector is None
 
+    # The way out has the projector, and says what it is worth.
+    layouts: tuple[Family, ...] = ("official", "hf")
+    for layout in layouts:
+        exported = export(tmp_path / "model", tmp_path / layout, layout=layout)
+        assert any("the projector is the one that conversion made up" in note for note in exported.notes)
+        convert(tmp_path / layout, tmp_path / f"{layout} again", predictors=False)
+        np.testing.assert_array_equal(
+            loaded(tmp_path / f"{layout} again")["projector/layers/1/kernel"],
+            loaded(tmp_path / "model")["projector/layers/1/kernel"],
+        )
+
 
 def test_a_bare_mistral_has_mistrals_defaults(tmp_path: Path, base: Path) -> None:
     torch_folders.change_config(base, model_type="mistral", sparse_config=None, max_position_embeddings=None)
@@ -176,7 +240,6 @@ def test_a_bare_mistral_has_mistrals_defaults(tmp_path: Path, base: Path) -> Non
 
 
 def test_llava_1_6_keeps_its_newline_and_says_what_it_loses(tmp_path: Path) -> None:
-    from dynllava_jax.convert.to_torch import export
     from tests.convert.test_to_torch import content
 
     src = torch_folders.golden("checkpoint", tmp_path)
@@ -223,3 +286,29 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(InputError, match=r"no folder some/model, and the Hugging Face hub .* no route to host"):
         convert("some/model", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("adapter_model.safetensors", "non_lora_trainables.bin"),
+        ("adapter_model.bin", "non_lora_trainables.bin"),
+        ("mm_projector.bin",),
+        ("model.safetensors", "mm_projector.bin"),
+    ],
+)
+def test_all_of_a_part_comes_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    """Adapters are safetensors by now; what LLaVA's training saves beside them is still pickled."""
+    import huggingface_hub
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        for file in (*files, "config.json", "adapter_config.json"):
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = {path.name for path in Path(hub.locate("some/part")).iterdir()}
+    assert found == {*files, "config.json", "adapter_config.json"}
