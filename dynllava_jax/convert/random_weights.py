@@ -21,6 +21,7 @@ from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWrit
 from dynllava_jax.convert.table import TOWER_ALONE, unused_tower_rules
 from dynllava_jax.convert.tower import FOLDER
 from dynllava_jax.convert.unfinished import unfinished
+from dynllava_jax.errors import InputError
 
 _POOL = 1 << 22
 """Random values drawn once; every tensor repeats them from a place of its own, so that the disk is the limit."""
@@ -60,9 +61,11 @@ def make_random(
         on_tensor: is told the bytes of each tensor.
 
     Raises:
-        InputError: the layout cannot express the model, no room on the disk, DST is taken.
+        InputError: a seed below 0, the layout cannot express the model, no room on the disk, DST is taken.
     """
     started = time.monotonic()
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}.")
     store.check_free(dst)
     kind = np.dtype(jnp.dtype(dtype))
     names = export_plan.chosen(layout, None)

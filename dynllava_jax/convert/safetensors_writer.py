@@ -45,6 +45,7 @@ class SafetensorsWriter:
         specs: every tensor, in the order in which they lie in the files.
         shard_bytes: of a file at most, a single tensor that is larger apart.
         on_shard: is given each finished file, and may take it away.
+        taken: whether an earlier run has finished the file of this name and size and taken it away.
     """
 
     def __init__(
@@ -53,23 +54,28 @@ class SafetensorsWriter:
         specs: Iterable[Spec],
         shard_bytes: int = SHARD_BYTES,
         on_shard: Callable[[Path], None] | None = None,
+        taken: Callable[[str, int], bool] = lambda name, size: False,
     ):
         self._folder = folder
         self._shards = _shards(list(specs), shard_bytes)
         self._places: dict[str, tuple[str, int, Spec]] = {}
+        elsewhere: set[str] = set()
         for name, shard in self._shards.items():
             header, offsets = _header(shard)
             for spec in shard:
                 self._places[spec.name] = (name, len(header) + offsets[spec.name], spec)
-            path = folder / name
-            if not path.exists():
-                with path.open("wb") as file:
-                    file.write(header)
-                    file.truncate(len(header) + sum(spec.nbytes for spec in shard))
+            size = len(header) + sum(spec.nbytes for spec in shard)
+            if taken(name, size):
+                elsewhere.update(spec.name for spec in shard)
+                continue
+            # Also where the file is there: a kill may have come before all of this was written.
+            with (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
+                file.write(header)
+                file.truncate(size)
         journal = folder / JOURNAL
         written = journal.read_text() if journal.exists() else ""
         # A line without its end was cut off by a kill.
-        self.done = {line for line in written.split("\n")[:-1] if line in self._places}
+        self.done = elsewhere | {line for line in written.split("\n")[:-1] if line in self._places}
         self._on_shard = on_shard
         self._missing = {
             name: sum(spec.name not in self.done for spec in shard) for name, shard in self._shards.items()
@@ -78,6 +84,10 @@ class SafetensorsWriter:
         self._journal = journal.open("w")
         self._journal.writelines(f"{name}\n" for name in sorted(self.done))
         self._journal.flush()
+
+    def file_of(self, name: str) -> str:
+        """The file that a tensor lies in."""
+        return self._places[name][0]
 
     def put(self, name: str, tensor: np.ndarray) -> None:
         """Writes one tensor to its place; threads may do so at the same time."""

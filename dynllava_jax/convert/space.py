@@ -10,7 +10,7 @@ _SPARE = 64 << 20
 """Small files, and what file systems need for themselves."""
 
 
-def check(folder: AnyPath, nbytes: int) -> None:
+def check(folder: AnyPath, nbytes: int, way_out: str = "free some or give another DST") -> None:
     """Raises InputError when `nbytes` more, besides what lies in `folder` already, do not fit on its disk."""
     if not isinstance(folder, Path):  # a bucket has room
         return
@@ -22,5 +22,5 @@ def check(folder: AnyPath, nbytes: int) -> None:
     if nbytes + _SPARE > free + there:
         raise InputError(
             f"{folder.parent} has {free / 1e9:.3g} GB free, but {(nbytes + _SPARE - there) / 1e9:.3g} GB are to be "
-            "written; free some or give another DST."
+            f"written; {way_out}."
         )

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from dynllava_jax.checkpoint import hashes, store
-from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below
+from dynllava_jax.checkpoint import hashes
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below, size_of
 from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
@@ -25,7 +25,8 @@ from dynllava_jax.convert.export_plan import Family, Plan
 from dynllava_jax.convert.from_torch import DTYPES
 from dynllava_jax.convert.plan import cast
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
-from dynllava_jax.convert.unfinished import unfinished
+from dynllava_jax.convert.torch_source import has_tokenizer
+from dynllava_jax.convert.unfinished import check_free, unfinished
 from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError
 
@@ -85,7 +86,7 @@ def export(
     """
     started = time.monotonic()
     dst = as_path(dst)
-    store.check_free(dst)
+    check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     source = open_source(src)
@@ -124,9 +125,13 @@ def export(
     nbytes = sum(tensor.spec.nbytes for tensor in plan.tensors)
     identity = _identity(source, plan, shard_bytes)
     with unfinished(dst, identity) as partial:
-        space.check(partial, nbytes)
-        send = None if isinstance(dst, Path) else functools.partial(_send, partial, dst)
-        resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor, send)
+        bucket = None if isinstance(dst, Path) else dst
+        if bucket is None:
+            space.check(partial, nbytes)
+        else:
+            largest = max([shard_bytes, *(tensor.spec.nbytes for tensor in plan.tensors)])
+            space.check(partial, min(nbytes, largest), "set TMPDIR to a folder on a disk that has more")
+        resumed = _write(partial, source, carried, plan, shard_bytes, on_start, on_tensor, bucket)
         for name, data in small.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(data)
@@ -144,7 +149,10 @@ def export(
 
 def _exported(source: Source, without_predictors: bool, notes: list[str]) -> tuple[ModelConfig, tuple[str, ...]]:
     """The config to express, and the parts that are left out."""
-    fresh = tuple(source.facts.get("fresh", ()))
+    made_up = tuple(source.facts.get("fresh", ()))
+    if "projector" in made_up:  # that of a language model alone; without one the target's code loads no LLaVA
+        notes.append("the projector is the one that conversion made up; it was never trained")
+    fresh = tuple(part for part in made_up if part in PREDICTORS)
     if fresh and not without_predictors:
         notes.append(f"{' and '.join(fresh)} left out: conversion made them up, and they were never trained")
     without = PREDICTORS if without_predictors else fresh
@@ -156,9 +164,21 @@ def _exported(source: Source, without_predictors: bool, notes: list[str]) -> tup
 
 def _first_free(source: Source) -> int | None:
     """The id behind the tokenizer's own, if there is one."""
-    if not any((source.files / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        return None
-    return Tokenizer.load(source.files).vocab_size
+    return Tokenizer.load(source.files).vocab_size if has_tokenizer(source.files) else None
+
+
+def _by_file(
+    tensors: list[export_plan.Tensor], writers: dict[str, SafetensorsWriter]
+) -> list[list[export_plan.Tensor]]:
+    files = collections.defaultdict(list)
+    for tensor in tensors:
+        files[tensor.folder, writers[tensor.folder].file_of(tensor.name)].append(tensor)
+    return list(files.values())
+
+
+def _is_there(folder: AnyPath, name: str, size: int) -> bool:
+    """Whether a bucket has all of a file."""
+    return (folder / name).exists() and size_of(folder / name) == size
 
 
 def _send(folder: Path, dst: AnyPath, file: Path) -> None:
@@ -178,15 +198,21 @@ def _write(
     shard_bytes: int,
     on_start: Callable[[int], None],
     on_tensor: Callable[[int], None],
-    send: Callable[[Path], None] | None,
+    bucket: AnyPath | None,
 ) -> int:
-    """Fills the files; returns how many tensors were there already."""
+    """Fills the files; returns how many tensors were there already.
+
+    For a bucket, one file after the other, each of which goes there when it is full: no more than one is here at a
+    time, whatever order a source is read in. What two files share of it is read twice.
+    """
     writers: dict[str, SafetensorsWriter] = {}
     with contextlib.ExitStack() as open_files:
         for where in sorted({tensor.folder for tensor in plan.tensors}):
             (folder / where).mkdir(exist_ok=True)
             specs = [tensor.spec for tensor in plan.tensors if tensor.folder == where]
-            writers[where] = SafetensorsWriter(folder / where, specs, shard_bytes, send)
+            sent = (lambda name, size: False) if bucket is None else functools.partial(_is_there, bucket / where)
+            send = None if bucket is None else functools.partial(_send, folder, bucket)
+            writers[where] = SafetensorsWriter(folder / where, specs, shard_bytes, send, sent)
             open_files.callback(writers[where].close)
         left = [tensor for tensor in plan.tensors if tensor.name not in writers[tensor.folder].done]
         on_start(sum(tensor.spec.nbytes for tensor in left))
@@ -196,19 +222,20 @@ def _write(
             writers[tensor.folder].put(tensor.name, tensor.make(made))
             on_tensor(tensor.spec.nbytes)
 
-        by_leaf = collections.defaultdict(list)  # two of a tied embedding, where the head's copy came along
-        for tensor in left:
-            if tensor.rule is not None:
-                by_leaf[tensor.rule.leaf].append(tensor)
-        with ThreadPoolExecutor(2) as pool:  # transposing and writing
-            for leaves in ahead(source.read(by_leaf.keys())) if by_leaf else ():
-                wanted = [(tensor, leaf) for leaf in leaves.keys() & by_leaf.keys() for tensor in by_leaf[leaf]]
-                for _ in pool.map(lambda pair, leaves=leaves: put(pair[0], leaves[pair[1]]), wanted):
-                    pass
-                del leaves
-        for tensor in left:
-            if tensor.carried is not None:
-                put(tensor, carried[tensor.carried])
+        for part in [left] if bucket is None else _by_file(left, writers):
+            by_leaf = collections.defaultdict(list)  # two of a tied embedding, where the head's copy came along
+            for tensor in part:
+                if tensor.rule is not None:
+                    by_leaf[tensor.rule.leaf].append(tensor)
+            with ThreadPoolExecutor(2) as pool:  # transposing and writing
+                for leaves in ahead(source.read(by_leaf.keys())) if by_leaf else ():
+                    wanted = [(tensor, leaf) for leaf in leaves.keys() & by_leaf.keys() for tensor in by_leaf[leaf]]
+                    for _ in pool.map(lambda pair, leaves=leaves: put(pair[0], leaves[pair[1]]), wanted):
+                        pass
+                    del leaves
+            for tensor in part:
+                if tensor.carried is not None:
+                    put(tensor, carried[tensor.carried])
         for writer in writers.values():
             writer.finish()
     return len(plan.tensors) - len(left)

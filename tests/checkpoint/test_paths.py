@@ -1,15 +1,23 @@
 """Buckets: an address stays one, and a conversion runs from bucket to bucket and loads from there."""
 
+import dataclasses
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from etils import epath
 
 import dynllava_jax as dl
 from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.paths import as_path
+from dynllava_jax.checkpoint.source import open_source
+from dynllava_jax.convert import space, to_torch, unfinished
 from dynllava_jax.convert.from_torch import convert
+from dynllava_jax.convert.safetensors_file import SafetensorsFile
+from dynllava_jax.convert.safetensors_writer import SafetensorsWriter
 from dynllava_jax.convert.to_torch import export
 from dynllava_jax.errors import InputError
 from tests import golden_files
@@ -42,3 +50,85 @@ def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dl.load("gs://bucket/model").config == dl.load(tmp_path / "local").config
     export("gs://bucket/model", "gs://bucket/back", layout="official", shard_bytes=400_000)
     assert content(tmp_path / "bucket" / "back") == content(GOLDEN / "checkpoint")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The golden checkpoint, converted; beside it lies the bucket."""
+    simulate(tmp_path, monkeypatch)
+    (tmp_path / "bucket").mkdir()
+    convert(GOLDEN / "checkpoint", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_an_export_to_a_bucket_needs_room_for_one_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order a source is read in; a training run gives a parameter of all layers at once."""
+    opened = open_source(model)
+
+    def read(wanted: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+        leaves = {name: leaf for part in opened.read(wanted) for name, leaf in part.items()}
+        for name in sorted(leaves, reverse=True):
+            yield {name: leaves[name]}
+
+    begun: set[str] = set()
+    put = SafetensorsWriter.put
+
+    def watched(writer: SafetensorsWriter, name: str, tensor: np.ndarray) -> None:
+        begun.add(writer.file_of(name))
+        assert len([file for file in begun if (bucket / file).exists()]) >= len(begun) - 1
+        put(writer, name, tensor)
+
+    bucket = model.parent / "bucket" / "back"
+    monkeypatch.setattr(to_torch, "open_source", lambda src: dataclasses.replace(opened, read=read))
+    monkeypatch.setattr(SafetensorsWriter, "put", watched)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=(64 << 20) + 400_000))
+    with pytest.raises(InputError, match="are to be written; set TMPDIR to a folder on a disk that has more"):
+        export(model, "gs://bucket/back", layout="official", shard_bytes=500_000)
+    assert not bucket.exists()
+    export(model, "gs://bucket/back", layout="official", shard_bytes=400_000)
+    assert len(begun) > 3
+    assert content(bucket) == content(GOLDEN / "checkpoint")
+    assert {path.name for path in bucket.glob("*.txt")} == set()
+
+
+def test_an_export_to_a_bucket_that_fails_leaves_nothing(model: Path) -> None:
+    array = next(path for path in (model / "decoder_003").rglob("d/*") if path.is_file())
+    array.write_bytes(bytes(len(array.read_bytes())))
+    with pytest.raises(InputError, match="decoder_003"):
+        export(model, "gs://bucket/back", layout="official", shard_bytes=200_000)
+    assert list((model.parent / "bucket").iterdir()) == []
+
+
+def test_a_killed_export_to_a_bucket_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(nbytes: int) -> None:
+        if len(list(bucket.glob("*.safetensors"))) == 3:
+            raise KeyboardInterrupt
+
+    bucket = model.parent / "bucket" / "back"
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "remove_tree", lambda folder: None)  # as a kill does: nothing is cleared
+        with pytest.raises(KeyboardInterrupt):
+            export(model, "gs://bucket/back", layout="official", shard_bytes=200_000, on_tensor=stop)
+    assert not (bucket / "config.json").exists()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        convert("gs://bucket/back", model.parent / "again")
+    stamps = {path: path.stat().st_mtime_ns for path in bucket.glob("*.safetensors")}
+    report = export(model, "gs://bucket/back", layout="official", shard_bytes=200_000)
+    assert report.resumed == sum(len(content_of(path)) for path in stamps)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert content(bucket) == content(GOLDEN / "checkpoint")
+    with pytest.raises(InputError, match="exists already"):
+        export(model, "gs://bucket/back", layout="official")
+
+
+def test_what_is_not_an_unfinished_export_is_not_removed(model: Path) -> None:
+    other = model.parent / "bucket" / "back"
+    other.mkdir()
+    (other / "hashes.json").write_text("{}")  # of a conversion into a model checkpoint
+    with pytest.raises(InputError, match="exists already"):
+        export(model, "gs://bucket/back", layout="official")
+    assert [path.name for path in other.iterdir()] == ["hashes.json"]
+
+
+def content_of(file: Path) -> dict[str, object]:
+    return dict(SafetensorsFile(file).entries)

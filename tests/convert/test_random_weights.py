@@ -71,6 +71,11 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["torch"]
 
 
+def test_a_seed_below_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "make-random", str(tmp_path / "torch"), "--preset", "tiny", "--seed", "-1"]) == 2
+    assert "seed must be 0 or more, not -1" in capsys.readouterr().err
+
+
 def test_little_room_is_told_in_figures_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dynllava_jax.convert import space
 

@@ -20,6 +20,7 @@ from dynllava_jax.config.vision import MlpProjector
 from dynllava_jax.convert.from_torch import convert
 from dynllava_jax.convert.random_weights import make_random
 from dynllava_jax.convert.read_torch import TorchWeights
+from dynllava_jax.convert.safetensors_writer import SafetensorsWriter, Spec
 from dynllava_jax.convert.to_torch import export
 from dynllava_jax.errors import InputError
 from dynllava_jax.testing import synthetic_image, write_tokenizer
@@ -185,10 +186,13 @@ def test_llava_hf_comes_back(tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("transformers")
     torch_folders.llava_hf(tmp_path / "src")
     torch_folders.change_tensors(tmp_path / "src", lambda tensors: recast(tensors, dtype))
+    for name in ("chat_template.json", "chat_template.jinja"):  # the processor's, of old and new versions
+        (tmp_path / "src" / name).write_text(f"{name} {{{{ messages }}}}")
     convert(tmp_path / "src", tmp_path / "model", predictors=False)
     export(tmp_path / "model", tmp_path / "back", layout="hf")
     assert content(tmp_path / "back") == content(tmp_path / "src")
-    assert (tmp_path / "back" / "config.json").read_bytes() == (tmp_path / "src" / "config.json").read_bytes()
+    for name in ("config.json", "generation_config.json", "chat_template.json", "chat_template.jinja"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "src" / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -304,6 +308,20 @@ def test_a_killed_export_goes_on(model: Path, tmp_path: Path, monkeypatch: pytes
     assert 60 <= report.resumed < 150
     assert content(tmp_path / "back") == content(GOLDEN / "checkpoint")
     assert {path.name for path in tmp_path.iterdir()} == {"back"}
+
+
+def test_a_file_that_was_not_whole_when_it_was_killed(tmp_path: Path) -> None:
+    specs = [Spec("a", np.dtype(np.float32), (3,)), Spec("b", np.dtype(np.float32), (2,))]
+    tensors = {"a": np.arange(3, dtype=np.float32), "b": np.ones(2, np.float32)}
+    SafetensorsWriter(tmp_path, specs).close()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:10])
+    writer = SafetensorsWriter(tmp_path, specs)
+    for name, tensor in tensors.items():
+        writer.put(name, tensor)
+    writer.finish()
+    for name, tensor in torch_folders.tensors_of(tmp_path).items():
+        np.testing.assert_array_equal(tensor, tensors[name])
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
