@@ -81,8 +81,7 @@ def run_from_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     check_name("DST", args.dst)
     sharding = None if args.mesh is None else _sharding(args.mesh)
-    if args.verify_logits:
-        verify_logits.prepare(args)
+    verify_logits.prepare(args)
     with Progress("converting", "B", scaled=True) as progress:
         report = from_torch.convert(
             args.src,
@@ -108,8 +107,7 @@ def _sharding(spec: str) -> ShardingRule:
 
 def run_to_torch(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
-    if args.verify_logits:
-        verify_logits.prepare(args)
+    verify_logits.prepare(args)
     with Progress("exporting", "B", scaled=True) as progress:
         report = to_torch.export(
             args.src,

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from dynllava_jax.checkpoint.paths import is_remote
 from dynllava_jax.convert.hub import locate
 from dynllava_jax.data.image import load_image
 from dynllava_jax.demo.pictures import sample
+from dynllava_jax.errors import InputError
 from dynllava_jax.verify import logits
 from dynllava_jax.verify.logits import Outcome, TorchSide
 from dynllava_jax.verify.tolerance import LOGITS
@@ -27,11 +29,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verify-dtype", choices=tuple(LOGITS), help="both compute in it (that of --dtype, or float32)")
 
 
+_OPTIONS = ("official_repo", "torch_python", "verify_image", "verify_question", "verify_dtype")
+
+
 def prepare(args: argparse.Namespace) -> None:
-    """Raises InputError, before any work, when the comparison could not be made."""
+    """Raises InputError, before any work, when the comparison could not be made, or its options have no meaning."""
+    if not args.verify_logits:
+        # Of to-torch, the tower is an option of the comparison, too.
+        for name in (*_OPTIONS, "vision_tower") if args.kind == "to-torch" else _OPTIONS:
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} has no meaning without --verify-logits.")
+        return
+    torch = {"SRC": args.src} if args.kind == "from-torch" else {"DST": args.dst}
+    torch |= {"--vision-tower": args.vision_tower, "--base": getattr(args, "base", None)}
+    for name, where in torch.items():
+        if where is not None and is_remote(where):
+            raise InputError(f"--verify-logits: PyTorch reads from local disks only; take a folder here for {name}.")
     load_image(_asked(args)[0])
-    side = _side(args)
-    logits.check_runs(args.layout if args.kind == "to-torch" else logits.kind_of(args.src, side.base), side)
+    if args.kind == "to-torch":
+        logits.check_target(args.src, args.dst, args.layout, _side(args))
+    else:
+        logits.check_source(args.src, _side(args))
 
 
 def run(args: argparse.Namespace, torch: str, checkpoint: str) -> Outcome:

@@ -8,7 +8,7 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dynllava_jax.checkpoint.load import load
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import tower
+from dynllava_jax.convert.export_plan import Family, chosen, recorded
 from dynllava_jax.convert.hub import locate
+from dynllava_jax.convert.read_torch import read_json
 from dynllava_jax.convert.table import OFFICIAL
-from dynllava_jax.convert.torch_source import TorchSource, open_torch
+from dynllava_jax.convert.torch_source import TorchSource, has_tokenizer, open_torch
 from dynllava_jax.data import spans
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.prompt import IMAGE_TOKEN
@@ -95,19 +98,50 @@ class Outcome:
 
 def kind_of(torch: Path | str, base: Path | None = None) -> Kind:
     """Whose code runs that folder or hub name. Raises InputError for adapters of a llava-hf model."""
-    source = open_torch(locate(torch), base, [])
-    if base is not None and source.layout is not OFFICIAL:
-        raise InputError(f"--verify-logits: {source.folder} is a part of a llava-hf model, which no code here runs.")
-    return _kind(source)
+    return _kind(open_torch(locate(torch), base, []))
 
 
 def _kind(source: TorchSource) -> Kind:
+    if source.base is not None and source.layout is not OFFICIAL:
+        raise InputError(f"--verify-logits: {source.folder} is a part of a llava-hf model, which no code here runs.")
     return "text" if source.bare else "official" if source.layout is OFFICIAL else "hf"
 
 
-def check_runs(kind: Kind, side: TorchSide) -> None:
-    """Before any work: whether the PyTorch side could run at all. Raises InputError with what is missing."""
+def check_source(torch: Path | str, side: TorchSide) -> None:
+    """Before a conversion of that folder or hub name: raises InputError where `compare` would."""
+    source = open_torch(locate(torch), side.base, [])
+    kind = _kind(source)
     _call(side, kind)
+    if source.tokenizer is None:
+        raise InputError(_no_tokenizer(source.folder))
+    _tower(source.folder, source.config, kind, side)
+
+
+def check_target(checkpoint: Path | str, torch: Path | str, family: Family, side: TorchSide) -> None:
+    """Before an export of that checkpoint to the folder `torch`: raises InputError where `compare` would."""
+    _call(side, family)
+    opened = open_source(checkpoint)
+    if not has_tokenizer(opened.files):
+        raise InputError(_no_tokenizer(checkpoint))
+    if family == "official" and not chosen(family, recorded(opened.facts)).apart:  # one that is apart goes along
+        _tower(as_path(torch), read_json(opened.files / "config.json"), family, side)
+
+
+def _no_tokenizer(where: Any) -> str:
+    return f"--verify-logits: {where} has no tokenizer to ask with; copy the model's tokenizer files into its folder."
+
+
+def _tower(folder: AnyPath, config: Mapping[str, Any], kind: Kind, side: TorchSide) -> AnyPath | None:
+    """Where the official code finds its tower; None for other code, which needs none."""
+    found = side.vision_tower or tower.beside(folder, config)
+    if kind != "official":
+        return None
+    if found is None:
+        raise InputError(
+            f"--verify-logits: the official code reads its tower from a folder, and mm_vision_tower of {folder} names "
+            "none here; give it with --vision-tower."
+        )
+    return found
 
 
 def compare(torch: Path | str, checkpoint: Path | str, side: TorchSide, image: Any, question: str) -> Outcome:
@@ -151,13 +185,7 @@ def _theirs(
 ) -> tuple[Float[np.ndarray, "T V"], Int[np.ndarray, " T"]]:
     kind = _kind(source)
     more = ["--folder", str(source.folder), "--dtype", side.dtype]
-    if kind == "official":
-        folder = side.vision_tower or tower.beside(source.folder, source.config)
-        if folder is None:
-            raise InputError(
-                f"--verify-logits: the official code reads its tower from a folder, and mm_vision_tower of "
-                f"{source.folder} names none here; give it with --vision-tower."
-            )
+    if (folder := _tower(source.folder, source.config, kind, side)) is not None:
         more += ["--vision-tower", str(folder)]
         if side.base is not None:
             stored = source.weights.infos[f"{OFFICIAL.decoder}embed_tokens.weight"].dtype.name

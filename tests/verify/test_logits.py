@@ -173,3 +173,43 @@ def test_what_is_missing_is_said_before_any_work(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--official-repo", "--torch-python", "--verify-image", "--verify-question", "--verify-dtype"]
+)
+def test_an_option_of_the_comparison_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    value = "float32" if option == "--verify-dtype" else "x"
+    assert main(["convert", "from-torch", str(GOLDEN / "checkpoint"), str(tmp_path / "model"), option, value]) == 2
+    assert f"{option} has no meaning without --verify-logits" in capsys.readouterr().err
+    export = ["convert", "to-torch", str(tmp_path), str(tmp_path / "torch"), "--layout", "official"]
+    assert main([*export, "--vision-tower", str(GOLDEN / "vision_tower")]) == 2
+    assert "--vision-tower has no meaning without --verify-logits" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_pytorch_could_not_read_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str | Path) -> str:
+        assert main(["convert", *map(str, arguments), "--verify-logits"]) == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(logits, "_call", lambda *arguments: None)
+    model = tmp_path / "model"
+    src = torch_folders.golden("checkpoint", tmp_path)  # its tower lies inside, and is not beside it
+    assert "take a folder here for SRC" in said("from-torch", "gs://bucket/src", model)
+    assert "take a folder here for DST" in said("to-torch", model, "gs://bucket/dst", "--layout", "official")
+    assert "take a folder here for --base" in said("from-torch", src, model, "--base", "gs://bucket/base")
+    assert "give it with --vision-tower" in said("from-torch", src, model)
+    assert not model.exists()
+    convert(src, model, vision_tower=GOLDEN / "vision_tower")
+    assert "give it with --vision-tower" in said("to-torch", model, tmp_path / "back", "--layout", "official")
+    for file in src.glob("tokenizer*"):
+        file.unlink()
+    tower = ("--vision-tower", GOLDEN / "vision_tower")
+    assert "has no tokenizer to ask with" in said("from-torch", src, tmp_path / "other", *tower)
+    convert(src, tmp_path / "mute", vision_tower=GOLDEN / "vision_tower")
+    to_hf = ("to-torch", tmp_path / "mute", tmp_path / "back", "--layout", "hf", "--without-predictors")
+    assert "has no tokenizer to ask with" in said(*to_hf)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "model", "mute"}
