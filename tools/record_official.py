@@ -354,8 +354,8 @@ def main():
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    if bool(args.image) == bool(args.again) or args.tokens < 10:
-        parser.error("give either --image or --again, and at least 10 --tokens")
+    if bool(args.image) == bool(args.again) or len(args.image) > 2 or args.tokens < 10:
+        parser.error("give either one or two --image or --again, and at least 10 --tokens")
     sys.path.insert(0, str(args.official))
     import torch
     from llava.model import dynamic_llava_arch

@@ -87,3 +87,12 @@ def test_without_their_predictor_all_tokens_of_an_answer_are_kept(predictors: tu
 def test_no_token_ends_an_answer_early() -> None:
     found = recorder().greedy(np.array([[1, -200, 5]], np.int32), np.zeros((1, 3, 2, 2), np.float32), 3)
     np.testing.assert_array_equal(found["greedy_ids"], [[6, 5, 4]])
+
+
+def test_more_pictures_than_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--official", "repo", "--checkpoint", "model", "--vision-tower", "tower", "--out", "cases"]
+    monkeypatch.setattr("sys.argv", ["record_official.py", *needed, "--image", "a.jpg", "b.jpg", "c.jpg"])
+    with pytest.raises(SystemExit) as ended:
+        record_official.main()
+    assert ended.value.code == 2
+    assert "give either one or two --image or --again" in capsys.readouterr().err
