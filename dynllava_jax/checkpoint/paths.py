@@ -11,12 +11,27 @@ from typing import TypeAlias
 
 from etils import epath
 
+from dynllava_jax.errors import InputError
+
 AnyPath: TypeAlias = Path | epath.Path
 
 
 def as_path(where: str | os.PathLike) -> AnyPath:
     text = os.fspath(where)
     return epath.Path(text) if is_remote(text) else Path(text)
+
+
+def reachable(path: AnyPath) -> AnyPath:
+    """The path; raises InputError where a bucket cannot be asked about it: no network, no right to, no such bucket."""
+    if is_remote(path):
+        try:
+            path.exists()
+        except Exception as error:  # those of the bucket's library and of its HTTP client
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"{path} cannot be reached ({reason}); look at the address, the network and the bucket's credentials."
+            ) from error
+    return path
 
 
 def is_remote(where: str | os.PathLike) -> bool:

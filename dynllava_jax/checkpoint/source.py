@@ -12,7 +12,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import adapters, checksums, hashes, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import Target, targets
-from dynllava_jax.checkpoint.paths import AnyPath, as_path
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
 
@@ -56,6 +56,7 @@ def open_source(path: str | os.PathLike) -> Source:
     Raises:
         InputError: neither is there, or a file of it is damaged or missing.
     """
+    reachable(as_path(path))
     folder = epath.Path(path)
     if found := trained.find(folder):
         return _training(found)

@@ -17,7 +17,7 @@ import numpy as np
 from dynllava_jax.checkpoint import hashes, store
 from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import ShardingRule, fresh_parameters, leaf_shardings
-from dynllava_jax.checkpoint.paths import AnyPath, as_path
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
 from dynllava_jax.config.hf import from_hf
 from dynllava_jax.config.json_file import wrong
 from dynllava_jax.config.model import ModelConfig, TextPrep
@@ -111,7 +111,7 @@ def convert(
         InputError: anything wrong with SRC, the tower or DST, in one sentence; nothing is left at DST.
     """
     started = time.monotonic()
-    dst = as_path(dst)
+    dst = reachable(as_path(dst))
     store.check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")

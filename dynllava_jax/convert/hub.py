@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from dynllava_jax.checkpoint.paths import AnyPath, as_path
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
 from dynllava_jax.errors import InputError
 
 _SMALL = ("*.json", "*.jinja", "*.model")
@@ -18,9 +18,9 @@ def locate(where: str | os.PathLike) -> AnyPath:
     """The folder of a checkpoint; safetensors are preferred to pickles.
 
     Raises:
-        InputError: a hub name that cannot be downloaded, in one line with the reason.
+        InputError: a hub name that cannot be downloaded or a bucket that cannot be asked, in one line with the reason.
     """
-    path = as_path(where)
+    path = reachable(as_path(where))
     if path.exists() or not _NAME.fullmatch(os.fspath(where)):
         return path
     name = os.fspath(where)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes
-from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below, size_of
+from dynllava_jax.checkpoint.paths import AnyPath, as_path, files_below, reachable, size_of
 from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
@@ -85,7 +85,7 @@ def export(
             DST is taken. Nothing is left at DST.
     """
     started = time.monotonic()
-    dst = as_path(dst)
+    dst = reachable(as_path(dst))
     check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from etils import epath
+from etils.epath import backend
 
 import dynllava_jax as dl
 from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.paths import as_path
 from dynllava_jax.checkpoint.source import open_source
+from dynllava_jax.cli.main import main
 from dynllava_jax.convert import space, to_torch, unfinished
 from dynllava_jax.convert.from_torch import convert
 from dynllava_jax.convert.safetensors_file import SafetensorsFile
@@ -132,3 +134,25 @@ def test_what_is_not_an_unfinished_export_is_not_removed(model: Path) -> None:
 
 def content_of(file: Path) -> dict[str, object]:
     return dict(SafetensorsFile(file).entries)
+
+
+def test_a_bucket_that_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: object, path: object) -> bool:
+        raise RuntimeError("Cannot connect\nto host")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "exists", fail)
+    src, model = str(GOLDEN / "checkpoint"), str(tmp_path / "model")
+    for arguments in (
+        ["convert", "from-torch", "gs://bucket/x", model],
+        ["convert", "from-torch", src, "gs://bucket/x"],
+        ["convert", "to-torch", "gs://bucket/x", model, "--layout", "official"],
+        ["convert", "to-torch", src, "gs://bucket/x", "--layout", "official"],
+        ["inspect", "gs://bucket/x"],
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "gs://bucket/x cannot be reached (Cannot connect to host); look at the address, the network" in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
