@@ -206,16 +206,17 @@ class TrainingCheckpoints:
             together: False where the other processes do not come: this one's part of the save is waited for.
 
         Raises:
-            InputError: it failed, on this process or, if together, another.
+            InputError: it failed on this process. That ends the others (`processes.shared_fate`), which wait here.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        error = pending.exception()
-        if together:
-            processes.raise_together(error)
-        elif error is not None:
+        # Not together: where this process's part of a save fails, Orbax has the others wait for it, and they cannot be
+        # asked.
+        if (error := pending.exception()) is not None:
             raise error
+        if together:
+            processes.raise_together(None)
 
     def check(self) -> None:
         """Says early that the save in progress has failed on this process; does not wait.

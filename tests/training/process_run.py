@@ -1,10 +1,12 @@
 """`dynllava train` as one of several processes, which writes down what it is fed; `test_processes.py` starts it.
 
-Environment: `IDS`, the file to write to; `SIGNAL`, such as 5:KILL, what the process sends itself before which step.
+Environment: `IDS`, the file to write to; `SIGNAL`, such as 5:KILL, what the process sends itself before which step;
+`FULL`, the step before which it can no longer write files of more than 20 kB.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +31,8 @@ def telling_feed() -> type:
             if step == str(batch.step):
                 told_at(os.environ["IDS"]).touch()
                 os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+            if os.environ.get("FULL") == str(batch.step):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             with Path(os.environ["IDS"]).open("a") as file:
                 file.write(json.dumps([batch.step, batch.ids]) + "\n")
             return batch

@@ -195,6 +195,26 @@ def test_data_that_one_process_cannot_read_end_the_other(tmp_path: Path, tokeniz
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_last_checkpoint_that_one_process_cannot_write_ends_both(
+    number: int, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """Both had hung: it asked the other one how its part went, which waited in Orbax for this one's."""
+    data = write_data(tmp_path / "data", 48)
+    argv = command(data, tmp_path / "run", *RUN, f"--config.init.tokenizer={tokenizer_folder}", "--config.mesh=data=2")
+    argv += [f"--config.checkpoint.every={STEPS - 2}"]
+    ids = {other: str(tmp_path / f"ids.{other}") for other in range(2)}
+    statuses, said = ends(start([argv, argv], IDS=ids, FULL={number: str(STEPS - 1)}))
+    assert statuses == [2, 2], said
+    # Threads of Orbax may have a word after it.
+    (told,) = (line for line in said[number].splitlines() if line.startswith("dynllava: error: "))
+    assert f"Checkpoint {tmp_path / 'run' / 'checkpoints' / str(STEPS)} could not be written: " in told
+    assert told.endswith(f"then the same command goes on from step {STEPS - 2}.")
+    assert last_line(said[1 - number]).startswith(f"dynllava: error: process {number} on ")
+    assert saved(tmp_path / "run") == [STEPS - 2]
+
+
+@pytest.mark.slow
 def test_sigterm_ends_a_process_that_has_only_joined() -> None:
     """JAX had caught it, and the run went on as if nothing had come."""
     with socket.socket() as free:
