@@ -40,14 +40,15 @@ def run(args: argparse.Namespace) -> int:
         "use_cache": not args.no_cache,
     }
     assistant = load_model(args)
-    if assistant.scenes_only:
-        warn_of_foreign(images)
     if args.stream:
-        for piece in assistant.stream(images, question, **options):
+        stream = assistant.stream(images, question, **options)
+        warn_of_foreign(assistant, images)
+        for piece in stream:
             print(piece, end="", flush=True)
         print()
         return 0
     answer = assistant.generate(images, question, **options)
+    warn_of_foreign(assistant, images)
     if args.json is not None:
         write_json(args.json, [answer.as_dict()])
         return 0
@@ -69,11 +70,13 @@ def asked(args: argparse.Namespace) -> tuple[list[Any], str]:
     return [image_source(image) for image in args.image or ()], args.question
 
 
-def warn_of_foreign(images: list[Any]) -> None:
-    """The demo model answers about any picture, in the only words that it has."""
+def warn_of_foreign(assistant: Any, images: list[Any]) -> None:
+    """The demo model answers about any picture, in the only words that it has. Called once the pictures were read."""
     from dynllava_jax.demo import pictures
 
-    if any(image not in {picture.path for picture in pictures.SAMPLES if picture.scene} for image in images):
+    if assistant.scenes_only and any(
+        image not in {picture.path for picture in pictures.SAMPLES if picture.scene} for image in images
+    ):
         print(
             "dynllava: the demo model knows only its own scenes (dynllava samples); for other pictures convert a "
             "LLaVA checkpoint: dynllava convert from-torch SRC DST",

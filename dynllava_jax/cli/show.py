@@ -46,11 +46,10 @@ def run_kept(args: argparse.Namespace) -> int:
     images, question = asked(args)
     draw = sampler(args.temperature, args.top_p, args.top_k)
     assistant = load_model(args)
-    if assistant.scenes_only:
-        warn_of_foreign(images)
     explanation = assistant.explain(
         images, question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed, dense=args.dense
     )
+    warn_of_foreign(assistant, images)
     content = io.BytesIO()
     draw_kept(explanation, question).save(content, Image.registered_extensions()[args.out.suffix.lower()])
     write_file("--out", args.out, content.getvalue())

@@ -69,6 +69,13 @@ def test_pictures(kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert word in line
 
 
+@pytest.mark.parametrize("command", [["generate"], ["generate", "--stream"], ["show", "kept", "--out", "kept.png"]])
+def test_the_demo_model_has_nothing_to_add(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says of pictures that it does not know is about pictures that are there."""
+    assert main([*command, "--image", "nowhere.jpg", "--question", "What?"]) == 2
+    assert capsys.readouterr().err == "dynllava: error: The image 'nowhere.jpg' does not exist; check the path.\n"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
