@@ -52,6 +52,7 @@ def test_scores_rounded_a_few_times_would_not_do(kernel: str) -> None:
     assert_exact(kernel, arguments(CASES[2], [36, 0], 1, seed=2, peak=16.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())

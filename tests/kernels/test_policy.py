@@ -52,6 +52,7 @@ def anything(draw: st.DrawFn) -> Inputs:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=8, deadline=None)
 @given(given=anything(), eps=st.sampled_from((0.0, 1e-6, 1e-2)))

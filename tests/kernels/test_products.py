@@ -123,6 +123,7 @@ def truth(layer: Layer, index: int, found: dict[str, Any], ahead: int = 0) -> di
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
