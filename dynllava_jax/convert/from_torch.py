@@ -117,8 +117,11 @@ def convert(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     notes: list[str] = []
     source = open_torch(locate(src), None if base is None else locate(base), notes)
-    own, given = _find_towers(source, None if vision_tower is None else locate(vision_tower), notes)
-    config = _config(source, own, given, template, notes)
+    own, given = _find_towers(source, vision_tower, notes)
+    read = functools.partial(_config, source, template=template, round_ids=_round_ids(source, template, notes))
+    tower, config = _choose_tower(source, own, given, prefer_tower, read, notes)
+    if _preprocessor(source, tower) is None:
+        notes.append("no preprocessor_config.json: CLIP's mean, deviation and the tower's image size are taken")
     untrained = is_base(source)
     if untrained and predictors:
         learned = dataclasses.replace(config.sparsity, image_selector="learned", output_selector="learned")
@@ -126,7 +129,6 @@ def convert(
     if not untrained and not predictors:
         notes.append("its predictors are its own and were kept: --no-predictors is about those that a base LLaVA lacks")
     shardings = {} if sharding is None else leaf_shardings(config, sharding)
-    tower = _choose_tower(own, given, prefer_tower, config, notes)
     plan = make_plan(
         source.weights,
         source.layout,
@@ -182,57 +184,65 @@ def convert(
     )
 
 
-def _find_towers(source: TorchSource, given: AnyPath | None, notes: list[str]) -> tuple[Tower | None, Tower | None]:
+def _find_towers(
+    source: TorchSource, where: str | os.PathLike | None, notes: list[str]
+) -> tuple[Tower | None, Tower | None]:
+    """The tower inside, which knows the folder of its config, and the one given, or else beside."""
     own = towers.inside(source.weights, source.layout.towers)
-    if given is None and (found := towers.beside(source.folder, source.config)) is not None:
-        notes.append(f"vision tower {source.config.get('mm_vision_tower')} found at {found}")
+    name = source.config.get("mm_vision_tower")
+    found, given = towers.beside(source.folder, source.config), None if where is None else locate(where)
+    if own is not None and source.layout is OFFICIAL:
+        own = dataclasses.replace(own, described=found or (given if where == name else None))
+    if given is None and found is not None:
+        notes.append(f"vision tower {name} found at {found}")
         given = found
     if given is None and own is None:
-        name = source.config.get("mm_vision_tower", "a CLIP vision tower")
         raise InputError(
-            f"{source.folder} holds no vision tower; it was made with {name}. Download that and run: dynllava convert "
-            f"from-torch {shlex.quote(str(source.folder))} DST --vision-tower FOLDER_OF_THE_TOWER"
+            f"{source.folder} holds no vision tower; it was made with {name or 'a CLIP vision tower'}. Download that "
+            f"and run: dynllava convert from-torch {shlex.quote(str(source.folder))} DST --vision-tower "
+            "FOLDER_OF_THE_TOWER"
         )
     return own, None if given is None else towers.open_tower(given)
 
 
-def _config(
-    source: TorchSource, own: Tower | None, given: Tower | None, template: str, notes: list[str]
-) -> ModelConfig:
-    vision = given.json("config.json") if given else None
-    if vision is None and source.layout is OFFICIAL:
-        name = source.config.get("mm_vision_tower")
-        if not isinstance(name, str) or name not in towers.KNOWN_CONFIGS:
-            raise InputError(
-                f"{source.folder} holds the tensors of its vision tower {shown(name)} but not their config (heads, "
-                "activation); give its folder with --vision-tower."
-            )
-        vision = towers.KNOWN_CONFIGS[name]
-    preprocessor = _preprocessor(source)
-    if preprocessor is None and given is not None:
-        preprocessor = given.json("preprocessor_config.json")
-    if preprocessor is None:
-        notes.append("no preprocessor_config.json: CLIP's mean, deviation and the tower's image size are taken")
+def _described(source: TorchSource, tower: Tower) -> dict[str, Any] | None:
+    """The tower's `config.json`, or what llava-hf calls `vision_config`; None where nobody knows it."""
+    if tower.folder is None and source.layout is not OFFICIAL:
+        return source.config
+    name = source.config.get("mm_vision_tower")
+    known = towers.KNOWN_CONFIGS.get(name) if isinstance(name, str) else None
+    return tower.json("config.json") or (known if tower.folder is None else None)
+
+
+def _config(source: TorchSource, tower: Tower, *, template: str, round_ids: tuple[int, ...]) -> ModelConfig:
+    vision, config = _described(source, tower), source.config
+    if vision is None:
+        raise InputError(
+            f"{source.folder} holds the tensors of its vision tower {shown(config.get('mm_vision_tower'))} but not "
+            "their config (heads, activation); give its folder with --vision-tower."
+        )
+    if tower.folder is not None and source.layout is not OFFICIAL:
+        config = {**config, "vision_config": vision.get("vision_config") or vision}
     return from_hf(
-        source.config,
+        config,
         vision,
-        preprocessor,
+        _preprocessor(source, tower),
         _optional_json((source.tokenizer or source.folder) / "tokenizer_config.json"),
         template=template,
-        round_ids=_round_ids(source, template, notes),
+        round_ids=round_ids,
         has_head=source.layout.head in source.weights.infos,
         file=str(source.folder / "config.json"),
     )
 
 
-def _preprocessor(source: TorchSource) -> dict[str, Any] | None:
-    """Its own file, or a part of `processor_config.json` (transformers 5)."""
+def _preprocessor(source: TorchSource, tower: Tower) -> dict[str, Any] | None:
+    """The source's own file, or a part of `processor_config.json` (transformers 5); else the tower's."""
     alone = _optional_json(source.file("preprocessor_config.json"))
     whole = _optional_json(source.file("processor_config.json")) or {}
     part = whole.get("image_processor")
     if part is not None and not isinstance(part, dict):
         raise wrong(source.file("processor_config.json"), "image_processor", "an object", part)
-    return alone or part
+    return alone or part or tower.json("preprocessor_config.json")
 
 
 def _optional_json(path: AnyPath) -> dict[str, Any] | None:
@@ -254,23 +264,38 @@ def _round_ids(source: TorchSource, template: str, notes: list[str]) -> tuple[in
 
 
 def _choose_tower(
-    own: Tower | None, given: Tower | None, prefer: Preference | None, config: ModelConfig, notes: list[str]
-) -> Tower:
+    source: TorchSource,
+    own: Tower | None,
+    given: Tower | None,
+    prefer: Preference | None,
+    read: Callable[[Tower], ModelConfig],
+    notes: list[str],
+) -> tuple[Tower, ModelConfig]:
+    """The tower to keep, and the config with which *its* tensors were made."""
     if own is None or given is None:
         tower = own or given
         assert tower is not None  # _find_towers has seen to it
-        return tower
+        return tower, read(tower)
+    known = _described(source, own) is not None
+    config = read(given)
     different = towers.differing(own, given, config)
-    if not different:
+    others = towers.unlike(read(own).vision, config.vision) if known else []
+    if not different and not others:
         notes.append(f"the vision tower inside the checkpoint equals {given.folder} and is kept")
-        return own
-    if prefer is None:
+        own = dataclasses.replace(own, described=own.described or given.folder)
+        return own, read(own)
+    what = [f"in {len(different)} parameters (such as {different[0]})"] if different else []
+    what += [f"by their configs in {', '.join(others)}"] if others else []
+    differ = f"The vision tower inside {own.weights.folder} and {given.folder} differ {' and '.join(what)}"
+    if not known and prefer != "given":
         raise InputError(
-            f"The vision tower inside {own.weights.folder} and {given.folder} differ in {len(different)} parameters "
-            f"(such as {different[0]}); say which to take: --prefer-tower given or --prefer-tower inside."
+            f"{differ}, and no config (heads, activation) of the one inside is known; take --prefer-tower given, or "
+            f"name the folder with its config as mm_vision_tower in {source.folder / 'config.json'}."
         )
+    if prefer is None:
+        raise InputError(f"{differ}; say which to take: --prefer-tower given or --prefer-tower inside.")
     notes.append(f"two different vision towers: the {prefer} one is taken")
-    return given if prefer == "given" else own
+    return (given, config) if prefer == "given" else (own, read(own))
 
 
 def _all_finite(leaf: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.config.vision import VisionConfig
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
 from dynllava_jax.convert.table import TOWER_ALONE, tower_rules
 from dynllava_jax.errors import InputError
@@ -34,17 +35,21 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """Tensors of a tower: `weights` under `prefix`. `folder` is None when it lies inside the checkpoint."""
+    """Tensors of a tower: `weights` under `prefix`. `folder` is None when it lies inside the checkpoint.
+
+    `described` is the folder of its small files, where one is known.
+    """
 
     weights: TorchWeights
     prefix: str
     folder: AnyPath | None = None
+    described: AnyPath | None = None
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the tower's own folder."""
-        if self.folder is None or not (self.folder / name).is_file():
+        """A JSON file that describes the tower."""
+        if self.described is None or not (self.described / name).is_file():
             return None
-        return read_json(self.folder / name)
+        return read_json(self.described / name)
 
 
 def inside(weights: TorchWeights, prefixes: tuple[str, ...]) -> Tower | None:
@@ -66,7 +71,7 @@ def open_tower(folder: AnyPath) -> Tower:
     found = inside(TorchWeights(folder), TOWER_ALONE)
     if found is None:
         raise InputError(f"{folder} holds no CLIP vision tower: none of its tensors is called {_MARK}.")
-    return dataclasses.replace(found, folder=folder)
+    return dataclasses.replace(found, folder=folder, described=folder)
 
 
 def beside(src: AnyPath, config: Mapping[str, Any]) -> AnyPath | None:
@@ -107,6 +112,12 @@ def differing(own: Tower, given: Tower, config: ModelConfig) -> list[str]:
         if left.shape != right.shape or not _same_bits(left, right):
             different.append(rule.leaf)
     return different
+
+
+def unlike(own: VisionConfig, given: VisionConfig) -> list[str]:
+    """Where the configs of two towers differ, such as `activation (gelu inside, quick_gelu given)`."""
+    pairs = {field.name: (getattr(own, field.name), getattr(given, field.name)) for field in dataclasses.fields(own)}
+    return [f"{name} ({left} inside, {right} given)" for name, (left, right) in pairs.items() if left != right]
 
 
 def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
