@@ -3,6 +3,7 @@
 Axis legend: R rows of a global batch that this host holds.
 """
 
+import gc
 import re
 import signal
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class Loader:
         batches, self._batches, self._steps = self._batches, None, self._step
         if hasattr(batches, "close"):
             batches.close()
+            del batches
+            gc.collect()  # Grain's iterators refer to themselves, and to the last batches in shared memory.
 
     def _account(self, batch: HostBatch) -> None:
         self._seen += int(self._real_rows[batch.step])

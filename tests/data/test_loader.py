@@ -1,5 +1,6 @@
 """Batches come in the plan's order from any step on, with a row for every sample, read or not."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from grain.multiprocessing import SharedMemoryArray
 
 from dynllava_jax.config.data import DataConfig
 from dynllava_jax.data.dataset import Dataset
@@ -110,6 +112,14 @@ def _failures(dataset: Dataset, plan: RunPlan, config: DataConfig, rows: np.ndar
 
 
 @pytest.mark.slow
+def test_a_closed_loader_leaves_no_shared_memory(tmp_path: Path) -> None:
+    """What is left of it when Python ends is complained of on stderr."""
+    dataset, plan, config = _run(tmp_path, workers=2)
+    with Loader(dataset, plan, config) as loader:
+        assert len(list(loader)) == len(plan)
+    assert not [held for held in gc.get_objects() if isinstance(held, SharedMemoryArray)]
+
+
 def test_workers_give_the_same_and_their_death_is_an_error(tmp_path: Path) -> None:
     dataset, _, config = _run(tmp_path, workers=2)
     # More steps than could wait in any buffer.
