@@ -16,6 +16,7 @@ import argparse
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -33,29 +34,23 @@ def host(x):
     return x.astype(np.int32) if x.dtype == np.int64 else x
 
 
-class Watch:
-    """What the layers and predictors give while a call runs."""
+class Watch(ExitStack):
+    """What the layers and predictors give while a call runs; each hook is a context, which removes it."""
 
     def __init__(self, model):
-        self.layers, self.positions, self.predicted, self._hooks = {}, {}, {}, []
+        super().__init__()
+        self.layers, self.positions, self.predicted = {}, {}, {}
         for i, layer in enumerate(model.model.layers):
-            self._hooks.append(layer.register_forward_hook(partial(self._layer, i), with_kwargs=True))
+            self.enter_context(layer.register_forward_hook(partial(self._layer, i), with_kwargs=True))
         for name in (IMAGE, OUTPUT, INSTRUCT):
             if hasattr(model.model, name):
-                self._hooks.append(getattr(model.model, name).register_forward_hook(partial(self._predictor, name)))
+                self.enter_context(getattr(model.model, name).register_forward_hook(partial(self._predictor, name)))
 
     def _layer(self, i, module, args, kwargs, out):
         self.layers[i], self.positions[i] = host(out[0]), np.atleast_2d(host(kwargs["position_ids"]))
 
     def _predictor(self, name, module, args, out):
         self.predicted[name] = host(out)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for hook in self._hooks:
-            hook.remove()
 
 
 class Recorder:
@@ -342,9 +337,8 @@ def from_pictures(args, recorder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path, required=True, help="checkout of the official repository")
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--vision-tower", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    for name in ("--checkpoint", "--vision-tower", "--out"):
+        parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--again", type=Path, help="a recording whose inputs are taken")
     parser.add_argument("--image", nargs="+", default=[], help="one or two")
     parser.add_argument("--question", default="Describe the picture.")
@@ -356,12 +350,18 @@ def main():
     args = parser.parse_args()
     if bool(args.image) == bool(args.again) or len(args.image) > 2 or args.tokens < 10:
         parser.error("give either one or two --image or --again, and at least 10 --tokens")
+    taken = [args.out / name for name in ("cases", "checkpoint", "vision_tower") if (args.out / name).exists()]
+    if taken or args.out.is_file():
+        parser.error(f"{(taken or [args.out])[0]} is there already; give a new folder as --out")
+    file = args.checkpoint / "config.json"
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    if not values.get("sparse_config"):
+        parser.error(f"{file} has no sparse_config; only a Dynamic-LLaVA is recorded: give its folder as --checkpoint")
     sys.path.insert(0, str(args.official))
     import torch
     from llava.model import dynamic_llava_arch
     from llava.model.language_model.dynamic_llava_llama import DynamicLlavaConfig, DynamicLlavaLlamaForCausalLM
 
-    values = json.loads((args.checkpoint / "config.json").read_text())
     config = DynamicLlavaConfig(**{**values, "mm_vision_tower": str(args.vision_tower.resolve())})
     dtype = getattr(torch, args.dtype)
     model = DynamicLlavaLlamaForCausalLM.from_pretrained(

@@ -1,5 +1,8 @@
 """tools/record_official.py and a model with only some of the predictors; a stand-in takes its place."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,10 +92,50 @@ def test_no_token_ends_an_answer_early() -> None:
     np.testing.assert_array_equal(found["greedy_ids"], [[6, 5, 4]])
 
 
-def test_more_pictures_than_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    needed = ["--official", "repo", "--checkpoint", "model", "--vision-tower", "tower", "--out", "cases"]
-    monkeypatch.setattr("sys.argv", ["record_official.py", *needed, "--image", "a.jpg", "b.jpg", "c.jpg"])
-    with pytest.raises(SystemExit) as ended:
-        record_official.main()
-    assert ended.value.code == 2
-    assert "give either one or two --image or --again" in capsys.readouterr().err
+def test_what_is_watched_is_let_go() -> None:
+    model = StandIn(IMAGE, OUTPUT)
+    with record_official.Watch(model) as watch:
+        model(torch.ones(1, 3), use_cache=True, images=torch.ones(1))
+    assert (set(watch.layers), set(watch.predicted)) == ({0, 1}, {IMAGE})
+    model(torch.ones(1, 3), use_cache=True, past_key_values=())
+    assert OUTPUT not in watch.predicted
+    assert not any(part._forward_hooks for part in model.model.modules())
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, which imports nothing of the official code before it has looked at its options."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"sparse_config": {"sparse_layer": 1}}))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        needed = ["--official", "repo", "--checkpoint", "model", "--vision-tower", "tower", "--out", "out"]
+        monkeypatch.setattr("sys.argv", ["record_official.py", *needed, *words])
+        with pytest.raises(SystemExit) as ended:
+            record_official.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1].removeprefix("record_official.py: error: ")
+
+    return run
+
+
+def test_more_pictures_than_it_takes(refused: Callable[..., str]) -> None:
+    assert "give either one or two --image or --again" in refused("--image", "a.jpg", "b.jpg", "c.jpg")
+
+
+def test_a_base_llava_has_nothing_that_is_dropped(refused: Callable[..., str]) -> None:
+    for values in ({"model_type": "llava_llama"}, {"sparse_config": None}):
+        Path("model/config.json").write_text(json.dumps(values))
+        assert refused("--image", "a.jpg") == (
+            "model/config.json has no sparse_config; only a Dynamic-LLaVA is recorded: give its folder as --checkpoint"
+        )
+    assert refused("--image", "a.jpg", "--checkpoint", "nowhere").startswith("nowhere/config.json has no sparse_config")
+
+
+@pytest.mark.parametrize("name", ["cases", "checkpoint", "vision_tower"])
+def test_a_recording_is_not_written_over(refused: Callable[..., str], name: str) -> None:
+    Path("out", name).mkdir(parents=True)
+    assert refused("--image", "a.jpg") == f"out/{name} is there already; give a new folder as --out"
+    Path("file").touch()
+    assert refused("--image", "a.jpg", "--out", "file") == "file is there already; give a new folder as --out"
