@@ -130,8 +130,15 @@ def check_complete(
     used = {leaf for target in wanted for leaf in target.leaves}
     problems += [f"{leaf} is not part of the model" for leaf in stored if leaf not in used and not is_selector(leaf)]
     if problems:
-        raise InputError(f"{path} does not fit the config asked for: {'; '.join(problems)}.")
+        raise InputError(f"{path} does not fit the config asked for: {'; '.join(problems)}.{_advice(wanted, stored)}")
     return missing
+
+
+def _advice(wanted: Sequence[Target], stored: Mapping[str, tuple[int, ...]]) -> str:
+    """What to do where a selector asked for is no part of the checkpoint."""
+    there = {leaf.partition("/")[0] for leaf in stored}
+    lacking = {target.path.partition("/")[0] for target in wanted if is_selector(target.path)} - there
+    return f" It has no {', '.join(sorted(lacking))}: train that upon it first." if lacking else ""
 
 
 def _place(params: dict[str, jax.Array], target: Target, index: int, array: np.ndarray, shardings: Shardings) -> None:

@@ -54,7 +54,7 @@ def test_dense_leaves_the_predictors_out(checkpoint: Path) -> None:
 def test_selectors_that_the_checkpoint_lacks(tmp_path: Path) -> None:
     lacking = [(name, leaf) for name, leaf in random_leaves() if not name.startswith("output_predictor")]
     store.write(tmp_path / "ckpt", CONFIG, lacking)
-    with pytest.raises(InputError, match=r"output_predictor/layers/0/bias is missing; output_predictor"):
+    with pytest.raises(InputError, match=r"output_predictor/layers/0/bias is missing; .*has no output_pred.* train"):
         load(tmp_path / "ckpt")
     found = params(load(tmp_path / "ckpt", fresh=True, dtype="bfloat16"))
     assert np.all(found["output_predictor/norm/scale"] == 1)
@@ -67,6 +67,7 @@ def test_what_does_not_fit_is_listed_at_once(checkpoint: Path) -> None:
     wider = dataclasses.replace(CONFIG.decoder, vocab_size=600, num_layers=5)
     with pytest.raises(InputError) as caught:
         load(checkpoint, dataclasses.replace(CONFIG, decoder=wider))
+    assert "It has no" not in str(caught.value)
     for needle in ("decoder/layers/4/mlp/up/kernel is missing", "decoder/embedding has shape [512, 64], not [600, 64]"):
         assert needle in str(caught.value)
     fewer = dataclasses.replace(CONFIG.decoder, num_layers=3)
