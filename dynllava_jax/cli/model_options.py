@@ -13,7 +13,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selector", metavar="NAME", help="image selector: random, stride, pool, fastv, package.module:Class"
     )
-    parser.add_argument("--dense", action="store_true", help="drop nothing")
+    parser.add_argument("--dense", action="store_true", help="the decoder drops nothing")
     parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16 (as stored)")
     parser.add_argument("--device", metavar="D", help="cpu, gpu or tpu (JAX's default)")
     parser.add_argument("--mesh", metavar="AXES", help="spread over devices, such as data=1,tensor=4")

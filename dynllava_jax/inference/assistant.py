@@ -92,7 +92,8 @@ class Assistant:
             images: one picture, several, or None; see `Request.images`.
             question: see `Request.question`.
             max_new_tokens, sampler, seed: see `Request`.
-            dense: drop nothing (the same weights without predictors).
+            dense: the decoder drops nothing (the same weights without predictors); what a tower or embed selector
+                drops never reaches it.
             use_cache: False runs the whole sequence at every step.
 
         Raises:
@@ -189,7 +190,7 @@ class Assistant:
 
         Args:
             shapes: what to compile for; None: single requests with at most one image and an answer of default length.
-            dense: the programs that drop nothing.
+            dense: the programs whose decoder drops nothing.
             on_shape: is told each shape when its programs are there.
 
         Returns:

@@ -31,7 +31,7 @@ class PrefillPlan:
     """The static side of a pass: shapes, and what is switched on.
 
     Attributes:
-        sparsity: what is dropped (`SparsityConfig.dense()`: nothing).
+        sparsity: what is dropped (`SparsityConfig.dense()`: nothing in the decoder).
         deep_length: S2, slots of the deep sequence; every sample's kept tokens must fit.
         shallow_capacity, deep_capacity: room in the caches; None: no cache is kept.
         keep_policy: rule for answer tokens that stand in the batch (decoding without a cache).
