@@ -16,8 +16,11 @@ from dynllava_jax.errors import InputError
 AnyPath: TypeAlias = Path | epath.Path
 
 
-def as_path(where: str | os.PathLike) -> AnyPath:
+def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> AnyPath:
+    """The path; raises InputError where it is empty, which pathlib takes for the current folder."""
     text = os.fspath(where)
+    if not text:
+        raise InputError(f"{name} is empty; name something, or leave it out.")
     return epath.Path(text) if is_remote(text) else Path(text)
 
 

@@ -56,7 +56,7 @@ def open_source(path: str | os.PathLike) -> Source:
     Raises:
         InputError: neither is there, or a file of it is damaged or missing.
     """
-    reachable(as_path(path))
+    reachable(as_path(path, "The name of a checkpoint"))
     folder = epath.Path(path)
     if found := trained.find(folder):
         return _training(found)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, write_json
@@ -21,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", metavar="P", help="a published model's shapes (dynamic_llava_7b)")
-    model.add_argument("--model", type=Path, metavar="DIR", help="a converted checkpoint; only its config is read")
+    model.add_argument("--model", metavar="DIR", help="a converted checkpoint; only its config is read")
     parser.add_argument("--images", type=int, default=1, metavar="N", help="pictures of the prompt (1)")
     parser.add_argument("--text-tokens", type=int, default=64, metavar="N", help="other tokens of the prompt (64)")
     parser.add_argument("--new-tokens", type=int, default=1000, metavar="N", help="tokens of the answer (1000)")
@@ -98,12 +97,13 @@ def _text_only(seen: Any) -> Any:
 
 
 def _config(args: argparse.Namespace) -> Any:
+    from dynllava_jax.checkpoint.paths import as_path
     from dynllava_jax.checkpoint.source import open_source
     from dynllava_jax.config.presets import get_preset
 
     if args.model is None:
         return get_preset(args.preset or "dynamic_llava_7b")
-    if not args.model.is_dir():
+    if not as_path(args.model, "--model").is_dir():
         raise InputError(f"--model {args.model} is no folder; give a converted checkpoint, or --preset.")
     return open_source(args.model).config
 

@@ -44,6 +44,8 @@ def load_image(source: ImageSource | object) -> Image.Image:
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return _decode(io.BytesIO(download(source)), f"The image {source[:300]!r}")
     if isinstance(source, (str, Path)):
+        if not str(source):
+            raise InputError("The name of an image is empty; name a file, or leave it out.")
         return _open(source, f"The image {str(source)[:300]!r}")
     if hasattr(source, "__array__"):
         return _to_rgb(_from_array(np.asarray(source)), "The image array")

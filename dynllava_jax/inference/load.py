@@ -107,7 +107,7 @@ def load(
     devices = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
     embedded_one = str(model) == "demo"
-    path = as_path(embedded.CHECKPOINT if embedded_one else model)
+    path = as_path(embedded.CHECKPOINT if embedded_one else model, "model")
     source = open_source(_existing(path))
     config = without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})

@@ -35,6 +35,14 @@ def test_an_address_is_not_mangled() -> None:
     assert as_path("a/b") == Path("a/b")
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (dl.load, open_source, as_path, lambda name: convert(name, "dst"), lambda name: convert("src", name)):
+        with pytest.raises(InputError, match="is empty; name something"):
+            use("")
+    assert as_path(Path()) == Path()
+
+
 @pytest.mark.slow
 def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(tmp_path, monkeypatch)

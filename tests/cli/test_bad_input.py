@@ -111,6 +111,9 @@ def test_options(more: list[str], words: list[str], checkpoint: Path, capsys: py
 
 def test_models_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no model" in bad_line(question("nowhere"), capsys)
+    for command in (question(""), ["inspect", ""], ["flops", "--model", ""]):
+        assert "is empty; name something" in bad_line(command, capsys)
+    assert "image is empty" in bad_line(question("demo", "--image", ""), capsys)
     assert "hf download" in bad_line(question("liuhaotian/llava-v1.5-7b"), capsys)
     assert str(tmp_path) in bad_line(question(tmp_path), capsys)
     line = bad_line(question(ROOT / "checkpoint"), capsys)

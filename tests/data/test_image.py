@@ -172,6 +172,8 @@ def test_damage_gives_a_picture_or_one_error(cut: int, flips: list[tuple[int, in
 def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.png' does not exist"):
         load_image(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="The name of an image is empty"):
+        load_image("")
     with pytest.raises(InputError, match="is a directory; give an image file"):
         load_image(tmp_path)
     with pytest.raises(InputError, match="no ordinary file"):
