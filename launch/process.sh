@@ -15,6 +15,12 @@ for word; do
   if [[ $before == --workdir ]]; then workdir=$word; fi
   before=$word
 done
+# Bash leaves the ~ of --workdir=~/RUN alone, `dynllava train` does not.
+if [[ ${workdir:-} =~ ^~([A-Za-z_][A-Za-z0-9_.-]*)?(/|$) ]]; then
+  home=
+  eval "home=${workdir%%/*}" # ~ or ~NAME, as just seen, so that nothing else is run
+  workdir=$home${workdir#"${workdir%%/*}"}
+fi
 cache=${COMPILE_CACHE:-${workdir:+${workdir%/}/programs}}
 if [[ $cache ]]; then export JAX_COMPILATION_CACHE_DIR=$cache; fi
 exec dynllava train "$@"

@@ -1,5 +1,6 @@
 """The rule by which a run is started again, on one machine."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_a_process_gets_flags_cache_and_devices(desk: Desk) -> None:
     assert tpu.endswith(" --yours")
     assert desk.run("local.sh", "--workdir", "RUN", COMPILE_CACHE="gs://b/c")[1].startswith("gs://b/c|")
     assert desk.run("local.sh", "--workdir", "RUN")[1].startswith("RUN/programs|")
+
+
+@pytest.mark.parametrize(
+    ("workdir", "folder"),
+    [
+        ("~/RUN", "HOME/RUN"),
+        ("~", "HOME"),
+        ("a/~/b", "a/~/b"),
+        ("~root/R$(touch ran) S", "ROOT/R$(touch ran) S"),
+        ("~nobody_here;touch ran/R", "~nobody_here;touch ran/R"),
+        ("~-/R", "~-/R"),
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_cache_is_where_train_expands_the_work_folder(desk: Desk, workdir: str, folder: str, joined: bool) -> None:
+    desk.fake("dynllava", 'echo "$JAX_COMPILATION_CACHE_DIR"; [[ ! -e ran ]]')
+    words = [f"--workdir={workdir}"] if joined else ["--workdir", workdir]
+    found, out, error = desk.run("local.sh", *words, HOME=str(desk.folder))
+    wanted = folder.replace("HOME", str(desk.folder)).replace("ROOT", os.path.expanduser("~root"))
+    assert (found, out, error) == (0, f"{wanted}/programs\n", "")
+    assert desk.calls("dynllava") == [" ".join(["train", *words])]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from dynllava_jax.cli.main import main
+from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.training import loop
 from tests.training.runs import CONFIG, command, run, write_data
 
 
@@ -46,6 +48,25 @@ def test_a_dry_run_says_everything(
     first = found["first_batch"]
     assert len(first["samples"]) == first["rows"] == 8
     assert all(sample["images"] == 1 for sample in first["samples"])
+
+
+def test_the_work_folder_may_lie_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As data.source may: a shell leaves the ~ of --workdir=~/RUN alone."""
+    folders: list[str] = []
+
+    def train(config: TrainConfig, options: loop.Options) -> loop.Result:
+        folders.append(options.workdir)
+        return loop.Result(1, 1, {})
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for workdir in ("~/run", "~", "a/~", "gs://bucket/~"):
+        assert main(["train", f"--config={CONFIG}", "--config.data.source=x", f"--workdir={workdir}"]) == 0
+    assert folders == [f"{tmp_path}/run", str(tmp_path), "a/~", "gs://bucket/~"]
+    line = refused(["train", f"--config={CONFIG}", "--config.data.source=x", "--workdir=~nobody_here/run"], capsys)
+    assert "--workdir ~nobody_here/run: nobody here is called ~nobody_here; give another path." in line
 
 
 @pytest.mark.parametrize(
