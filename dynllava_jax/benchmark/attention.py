@@ -100,10 +100,9 @@ def bench_attention(
         least: seconds of a round, see `measure`.
 
     Raises:
-        InputError: an implementation that the door does not know, or that is interpreted.
+        InputError: as `check_names`, or one of `names` does not serve the shape here.
     """
-    if timeless := [name for name in names if "interpret" in name]:
-        raise InputError(f"{timeless[0]} is run by an interpreter, whose time says nothing about the kernel's.")
+    check_names(names)
     inputs = make_inputs(operation, shape, dtype)
     known: dict[str, dict[str, Any]] = {}
     # What is compared with comes first; decoding has nothing to cut into chunks.
@@ -115,13 +114,21 @@ def bench_attention(
         try:
             for way in ("forward", "both") if contender.trained else ("forward",):
                 record |= _numbers(way, shape, contender, machine, least)
-        except InputError:
-            raise
         except Exception as error:  # whatever a backend raises: the others are still worth measuring
+            if isinstance(error, InputError) and name in names:
+                raise
             record["failed"] = " ".join(str(error).split())[:200] or type(error).__name__
         known[name] = record
         record |= {f"ratio_to_{other}": ratio(record, known.get(other)) for other in (*theirs, "chunked")}
         yield record
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises InputError for an implementation that the door does not know, or that is interpreted."""
+    for name in names:
+        api.check_name(name)
+        if "interpret" in name:
+            raise InputError(f"{name} is run by an interpreter, whose time says nothing about the kernel's.")
 
 
 def make_inputs(operation: str, shape: AttentionShape, dtype: str) -> tuple[Any, ...]:

@@ -43,6 +43,12 @@ class StepShape:
         return self.length - taken
 
 
+def check_steps(steps: int) -> None:
+    """Raises InputError where there would be nothing to time."""
+    if steps < 1:
+        raise InputError(f"--steps must be 1 or more, not {steps}.")
+
+
 def bench_step(
     model: ModelConfig, config: TrainConfig, shape: StepShape, machine: Machine, *, steps: int = 5
 ) -> dict[str, Any]:
@@ -59,8 +65,7 @@ def bench_step(
         InputError: too few steps, images that do not fit the length, and what `Trainer` refuses.
     """
     text, images = shape.text(model), shape.images
-    if steps < 1:
-        raise InputError(f"--steps must be 1 or more, not {steps}.")
+    check_steps(steps)
     mesh = make_mesh(config.mesh)
     trainer = Trainer(model, config, mesh, total=steps + 1)
     state = begin(trainer.parameters, fresh(trainer.parameters, model, config.optimizer, 0), config.dtype, mesh)

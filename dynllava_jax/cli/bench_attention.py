@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.bench_records import measured_machine, tell
+from dynllava_jax.cli.bench_records import add_round, check_round, measured_machine, tell
 from dynllava_jax.cli.output import add_json
 
 _SHAPES = {
@@ -34,12 +34,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of all arrays (float32 on a CPU, else bfloat16)"
     )
-    parser.add_argument("--round", type=float, default=0.2, metavar="SECONDS", help="of one round of calls (0.2)")
+    add_round(parser, "calls")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    check_round(args.round)
     tell(args.json, _measure(args), line)
     return 0
 
@@ -47,14 +48,15 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import jax
 
-    from dynllava_jax.benchmark.attention import OPERATIONS, AttentionShape, bench_attention
+    from dynllava_jax.benchmark.attention import OPERATIONS, AttentionShape, bench_attention, check_names
 
     platform = jax.devices()[0].platform
     shapes = [AttentionShape.parse(text) for text in args.shape or _SHAPES.get(platform, _SHAPES["gpu"])]
     dtype = args.dtype or ("float32" if platform == "cpu" else "bfloat16")
+    names = tuple(args.implementation or ())
+    check_names(names)
     machine = measured_machine(dtype, args.round)
     print("dynllava: interpret-mode kernels are never timed", file=sys.stderr)
-    names = tuple(args.implementation or ())
     for shape in shapes:
         for operation in args.operation or OPERATIONS:
             for record in bench_attention(operation, shape, dtype, machine, names=names, least=args.round):

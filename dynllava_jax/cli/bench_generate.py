@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.bench_records import measured_machine, memory, tell
+from dynllava_jax.cli.bench_records import add_round, check_round, measured_machine, memory, tell
 from dynllava_jax.cli.output import add_json
 from dynllava_jax.errors import InputError
 
@@ -35,12 +35,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-cache", action="store_true", help="run the whole sequence at every step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation (bfloat16)")
     parser.add_argument("--products", metavar="NAME", help="triton: fused kernels for each token's products (XLA's)")
-    parser.add_argument("--round", type=float, default=0.2, metavar="SECONDS", help="of one round of calls (0.2)")
+    add_round(parser, "calls")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from dynllava_jax.kernels.products import fused_products
+
+    check_round(args.round)
     what = _what(args)
     if args.model is None and not args.random_weights:
         raise InputError(f"{what[1]} has no weights here; add --random-weights, or name a checkpoint with --model.")
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--model brings its own weights; drop --random-weights, or name a --preset.")
     if args.products is not None and not what[2]:
         raise InputError("--products is for decoding with a cache; leave it out where there is none.")
+    fused_products(args.products)
     tell(args.json, _measure(args, *what), line)
     return 0
 
@@ -56,6 +60,7 @@ def _measure(args: argparse.Namespace, shape: Any, preset: str, cached: bool) ->
     from dynllava_jax.benchmark.generation import bench_generation
 
     model, dtype = _model(args, preset, shape)
+    _check_room(args.model, model.config, shape, cached)
     machine = measured_machine(dtype, args.round)
     options = {"cached": cached, "dense_only": args.dense, "products": args.products, "least": args.round}
     records = bench_generation(model, dtype, shape, machine, **options)
@@ -89,6 +94,18 @@ def _model(args: argparse.Namespace, preset: str, shape: Any) -> tuple[Any, str]
     _check_memory(config, preset, dtype)
     print(f"dynllava: {preset} with random weights: what it keeps of an answer is chance", file=sys.stderr)
     return random_model(with_room(config, shape.tokens(config)), dtype), dtype
+
+
+def _check_room(name: str | None, config: Any, shape: Any, cached: bool) -> None:
+    """Random weights are made with a context that is long enough."""
+    context, prompt = config.decoder.context, shape.prompt(config)
+    # Without a cache the prompt's pass has slots for the whole answer.
+    most = max(prompt, shape.new) if cached else shape.tokens(config)
+    if most > context:
+        raise InputError(
+            f"{prompt} prompt tokens and {shape.new} of the answer do not fit {name}, whose context is {context}; "
+            f"ask for fewer with --prompt, --images or --new-tokens."
+        )
 
 
 def _check_memory(config: Any, preset: str, dtype: str) -> None:

@@ -1,10 +1,24 @@
 """What all of `dynllava bench` tells in the same way: the machine, and each record as soon as it is there."""
 
+import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from dynllava_jax.cli.output import write_json
+from dynllava_jax.errors import InputError
+
+
+def add_round(parser: argparse.ArgumentParser, of: str) -> None:
+    """Adds `--round`; `of` says what of."""
+    parser.add_argument("--round", type=float, default=0.2, metavar="SECONDS", help=f"of one round of {of} (0.2)")
+
+
+def check_round(seconds: float) -> None:
+    """Raises InputError for what is no time to wait for. With 0 a round is one call."""
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"--round must be a number of seconds, 0 or more, not {seconds}.")
 
 
 def measured_machine(dtype: str, least: float) -> Any:

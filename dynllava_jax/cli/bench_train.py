@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.bench_records import measured_machine, memory, tell
+from dynllava_jax.cli.bench_records import add_round, check_round, measured_machine, memory, tell
 from dynllava_jax.cli.output import add_json
 
 
@@ -26,22 +26,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--attention", metavar="NAME", help="implementation (the config's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation (the config's)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters, the decoder's weights stand (no)")
-    parser.add_argument(
-        "--round", type=float, default=0.2, metavar="SECONDS", help="of one round of measuring the machine (0.2)"
-    )
+    add_round(parser, "measuring the machine")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    check_round(args.round)
     tell(args.json, _measure(args), line)
     return 0
 
 
 def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from dynllava_jax.benchmark.step import StepShape, bench_step
+    from dynllava_jax.benchmark.attention import check_names
+    from dynllava_jax.benchmark.step import StepShape, bench_step, check_steps
     from dynllava_jax.config.experiment import read_experiment
     from dynllava_jax.config.training import LoraConfig, TrainConfig
+    from dynllava_jax.sharding.mesh import make_mesh
     from dynllava_jax.training.setup import preset_model
 
     config = TrainConfig() if args.config is None else read_experiment(args.config)
@@ -57,9 +58,14 @@ def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         given["optimizer"] = dataclasses.replace(config.optimizer, lora=LoraConfig(rank=args.lora))
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
     model, shape = preset_model(config), StepShape(args.length, args.images)
-    shape.text(model)  # what does not fit is said before the machine is measured
+    # What does not fit is said before the machine is measured.
+    shape.text(model)
+    check_steps(args.steps)
+    check_names([] if config.attention is None else [config.attention])
+    make_mesh(config.mesh)
     machine = measured_machine(config.dtype, args.round)
     about = {"model": config.model, "dtype": config.dtype, "remat": config.remat, "mesh": config.mesh}
+    about["attention"] = config.attention
     about["lora"] = None if config.optimizer.lora is None else config.optimizer.lora.rank
     yield about | bench_step(model, config, shape, machine, steps=args.steps) | machine.record()
 

@@ -11,6 +11,7 @@ import pytest
 from dynllava_jax.benchmark import attention
 from dynllava_jax.benchmark.attention import AttentionShape, Contender, door, make_inputs, ratio, references
 from dynllava_jax.benchmark.timing import Machine
+from dynllava_jax.errors import InputError
 from dynllava_jax.kernels import xla
 
 MACHINE = Machine("NVIDIA H200", "gpu", flops=8e6, bandwidth=1e6)
@@ -101,6 +102,18 @@ def test_decoding_counts_the_keys_that_each_one_meets(monkeypatch: pytest.Monkey
         assert record["forward_tflops"] == pytest.approx(4 * 3 * 4 * 16 * (7 if theirs else 8) / 1e12)
         moved = 2 * query + cache + (0 if theirs else own + 4 + 3 * 4)  # the layer's number, three lengths
         assert record["forward_gb_per_second"] == pytest.approx(moved / 1e9)
+
+
+def test_what_the_door_would_not_take_here_is_no_reason_to_end() -> None:
+    """As here, which is no GPU: not every GPU has the kernel, nor every shape."""
+    shape, machine = AttentionShape(1, 2, 1, 8, 16), Machine("NVIDIA L4", "gpu", 1.0, 1.0)
+    records = list(attention.bench_attention("causal", shape, "float32", machine, least=0.0))
+    found = {record["implementation"]: record for record in records}
+    assert list(found) == ["jax_xla", "jax_cudnn", "chunked", "triton", "xla"]
+    assert "triton: it runs on a gpu only, not on a cpu" in found["triton"]["failed"]
+    assert found["xla"]["both_seconds"] > 0
+    with pytest.raises(InputError, match="it runs on a gpu only"):
+        list(attention.bench_attention("causal", shape, "float32", machine, names=("triton",), least=0.0))
 
 
 def test_a_backward_pass_that_fails_leaves_the_forward_one(monkeypatch: pytest.MonkeyPatch) -> None:

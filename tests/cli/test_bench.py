@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dynllava_jax.benchmark import attention
+from dynllava_jax.benchmark import attention, timing
 from dynllava_jax.benchmark.shapes import PAPER
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import PRESETS
@@ -139,11 +139,33 @@ def test_the_papers_shapes() -> None:
         ),
         (["train", "--preset", "tiny", "--length", "16"], "1 images take 16 of 16 tokens; at least 2 must be left"),
         (["train", "--preset", "tiny", "--images", "-1"], "--images must be 0 or more, not -1."),
+        (["attention", "--round", "nan"], "--round must be a number of seconds, 0 or more, not nan."),
+        (["attention", "--implementation", "tpu-interpret"], "tpu-interpret is run by an interpreter"),
+        (["generate", "--preset", "tiny", "--random-weights", "--round", "-1"], "0 or more, not -1.0."),
+        (["generate", "--preset", "tiny", "--random-weights", "--products", "cuda"], "no implementation 'cuda'"),
+        (
+            ["generate", "--model", "demo", "--prompt", "1500"],
+            "2076 prompt tokens and 128 of the answer do not fit demo, whose context is 2048; ask for fewer",
+        ),
+        (
+            ["generate", "--model", "demo", "--no-cache", "--prompt", "1400", "--dense"],
+            "1976 prompt tokens and 128 of the answer do not fit demo",
+        ),
+        (["train", "--preset", "tiny", "--length", "32", "--round", "inf"], "0 or more, not inf."),
+        (["train", "--preset", "tiny", "--length", "32", "--steps", "0"], "--steps must be 1 or more, not 0."),
+        (["train", "--preset", "tiny", "--length", "32", "--mesh", "rows=1"], "Mesh axis 'rows' is unknown"),
+        (
+            ["train", "--preset", "tiny", "--length", "32", "--mesh", "data=1", "--attention", "tpu-interpret"],
+            "tpu-interpret is run by an interpreter",
+        ),
         (["train", "--preset", "tiny", "--lora", "0"], "LoraConfig.rank must be above 0, not 0."),
         (["walk"], "invalid choice: 'walk'"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing, "machine", lambda *_, least: pytest.fail("the device was at work"))
     assert main(["bench", *words]) == 2
     err = capsys.readouterr().err
     assert message in err
