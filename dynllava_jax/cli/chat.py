@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dynllava_jax.cli.generate import image_source
+from dynllava_jax.cli.generate import image_source, warn_of_foreign
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
 from dynllava_jax.errors import InputError
 
@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("stdin is closed; chat reads its questions from it.")
     draw = sampler(args.temperature, args.top_p, args.top_k)
     assistant = load_model(args)
-    chat = assistant.chat([image_source(image) for image in args.image or ()], dense=args.dense)
+    images = [image_source(image) for image in args.image or ()]
+    chat = assistant.chat(images, dense=args.dense)
+    warned = False
     if sys.stdin.isatty():
         print("Ask; an empty line ends the chat.", file=sys.stderr)
     while question := _read():
@@ -44,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
                 raise
             print(f"dynllava: {error}", file=sys.stderr)
             continue
+        if not warned:
+            warn_of_foreign(assistant, images)
+            warned = True
         with _ending(stream):
             for piece in stream:
                 print(piece, end="", flush=True)

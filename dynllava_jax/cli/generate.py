@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,12 @@ def asked(args: argparse.Namespace) -> tuple[list[Any], str]:
     return [image_source(image) for image in args.image or ()], args.question
 
 
-def warn_of_foreign(assistant: Any, images: list[Any]) -> None:
+def warn_of_foreign(assistant: Any, images: Iterable[str | Path]) -> None:
     """The demo model answers about any picture, in the only words that it has. Called once the pictures were read."""
     from dynllava_jax.demo import pictures
 
-    if assistant.scenes_only and any(
-        image not in {picture.path for picture in pictures.SAMPLES if picture.scene} for image in images
-    ):
+    scenes = {picture.path.absolute() for picture in pictures.SAMPLES if picture.scene}
+    if assistant.scenes_only and any(Path(image).absolute() not in scenes for image in images):
         print(
             "dynllava: the demo model knows only its own scenes (dynllava samples); for other pictures convert a "
             "LLaVA checkpoint: dynllava convert from-torch SRC DST",
@@ -107,7 +106,10 @@ def _batch(args: argparse.Namespace) -> int:
     requests = _read_batch(args)
     assistant = load_model(args)
     good = [request for request in requests if not isinstance(request, InputError)]
-    answers = iter(assistant.generate_batch(good, dense=args.dense, use_cache=not args.no_cache))
+    given = assistant.generate_batch(good, dense=args.dense, use_cache=not args.no_cache)
+    read = [request for request, answer in zip(good, given, strict=True) if not isinstance(answer, InputError)]
+    warn_of_foreign(assistant, [image for request in read for image in request.images])
+    answers = iter(given)
     records = []
     for request in requests:
         answer = request if isinstance(request, InputError) else next(answers)

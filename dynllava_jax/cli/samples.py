@@ -16,10 +16,14 @@ def run(args: argparse.Namespace) -> int:
     from dynllava_jax.demo import pictures
 
     if args.json is not None:
-        records = [{"name": s.name, "path": str(s.path), "question": s.question} for s in pictures.SAMPLES]
+        records = [
+            {"name": s.name, "path": str(s.path), "question": s.question, "scene": s.scene} for s in pictures.SAMPLES
+        ]
         write_json(args.json, records)
         return 0
     width = max(len(picture.name) for picture in pictures.SAMPLES)
     for picture in pictures.SAMPLES:
-        print(f"sample:{picture.name:<{width}}  {picture.question:<28}  {picture.path}")
+        # The demo model knows its scenes alone.
+        kind = "scene" if picture.scene else "photograph"
+        print(f"sample:{picture.name:<{width}}  {kind:<10}  {picture.question:<28}  {picture.path}")
     return 0

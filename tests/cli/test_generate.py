@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from dynllava_jax.cli.main import main
+from dynllava_jax.demo.pictures import sample
+from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_load")
@@ -144,10 +146,31 @@ def test_the_first_interrupt_ends_an_answer_and_the_second_the_chat(
     assert next(presses, None) is None
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_foreign_picture_is_told_wherever_it_is_asked_about(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    always = property(lambda self: True, lambda self, value: None)
+    monkeypatch.setattr(Assistant, "scenes_only", always, raising=False)
+    image = str(sample("sunset").path) if own else "sample:cat"
+    (tmp_path / "asked.jsonl").write_text(
+        f"{json.dumps({'image': image, 'question': 'What?', 'max_new_tokens': 2})}\n"
+        '{"image": "sample:sunset", "question": "What?", "max_new_tokens": 2}\n'
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nAnd then?\n"))
+    model = ["--model", str(checkpoint), "--max-new-tokens", "2"]
+    for command in (["generate", *model, "--batch", str(tmp_path / "asked.jsonl")], ["chat", *model, "--image", image]):
+        assert main(command) == 0
+        assert capsys.readouterr().err.count("knows only its own scenes") == (not own)
+
+
 def test_samples_exist_and_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["samples", "--json"]) == 0
     samples = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(Path(sample["path"]).is_file() for sample in samples)
+    assert {one["name"] for one in samples if not one["scene"]} == {"cat", "coffee", "rocket", "astronaut"}
+    assert main(["samples"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [*4 * ["scene"], *4 * ["photograph"]]
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["packages"]["jax"]
