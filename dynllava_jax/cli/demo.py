@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.output import add_json, write_json
+from dynllava_jax.cli.output import add_json, make_folder, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
 
@@ -60,8 +61,9 @@ def run_make(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise InputError(f"--samples must be 1 or more, not {args.samples}.")
-    if args.workers < 0:
-        raise InputError(f"--workers must be 0 or more, not {args.workers}.")
+    for name in ("workers", "seed"):
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name} must be 0 or more, not {getattr(args, name)}.")
     mixture = Mixture(args.turns, args.descriptions)
     with Progress("drawing", "picture") as progress:
         progress.start(args.samples)
@@ -77,17 +79,24 @@ def run_tower(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
     from dynllava_jax.config.presets import demo
     from dynllava_jax.demo.initial import write_initial
-    from dynllava_jax.demo.tower import TowerTraining, learned, train
+    from dynllava_jax.demo.tower import TowerTraining, learned, saved_steps, train
 
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}.")
+    if args.whole_steps < 0:
+        raise InputError(f"--whole-steps must be 0 or more, not {args.whole_steps}.")
+    make_folder("WORKDIR", args.workdir)
     training = TowerTraining(steps=args.steps, whole_steps=args.whole_steps, batch_size=args.batch_size)
     config, dst = demo(), args.workdir / "model"
-    if dst.exists():
-        print(f"{dst} is there already")
+    saved, changed = saved_steps(args.workdir)
+    # A state that was saved after the checkpoint is of a longer training, stopped before it could write its own.
+    if dst.exists() and (saved is None or (saved >= args.steps and changed <= dst.stat().st_mtime_ns)):
+        print(f"{dst} is there already" + (f", after {saved} steps" if saved else ""))
         return 0
     state = train(config, training, args.workdir, _tell)
+    if dst.exists():
+        shutil.rmtree(dst)
     write_initial(dst, config, learned(config, training, state))
     print(f"{dst}: tower, projector and words after {state.step} steps, everything else from a seed")
     return 0

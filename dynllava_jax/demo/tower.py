@@ -10,9 +10,11 @@ Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023): l
 B pictures, P patches, T = 1 + P tokens, C features, D decoder features, V vocabulary, G patches a side.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +31,11 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.demo import coordinates, embedded, patches, words
 from dynllava_jax.demo.patches import PARTS, Batch
 from dynllava_jax.demo.render import SIDE
+from dynllava_jax.errors import InputError
 from dynllava_jax.model.projector import make_projector
 from dynllava_jax.model.vision import VisionTower
 
+_STATE = "tower.npz"
 _LONGEST = 24.0
 """Ratio of the longest sinusoid to the shortest, which is four patches long."""
 
@@ -81,6 +85,15 @@ def train(
         if state.step % training.save_every == 0 or state.step == training.steps:
             _save(folder, state)
     return state
+
+
+def saved_steps(folder: Path) -> tuple[int | None, int]:
+    """Steps of the state that `train` saved there, and when (nanoseconds); None where there is none."""
+    file = folder / _STATE
+    if not file.is_file():
+        return None, 0
+    with _opened(file) as saved:
+        return int(saved["step"]), file.stat().st_mtime_ns
 
 
 def learned(config: ModelConfig, training: TowerTraining, state: TowerState) -> dict[str, np.ndarray]:
@@ -233,15 +246,24 @@ def _save(folder: Path, state: TowerState) -> None:
     leaves = jax.tree.leaves((state.params, state.optimizer))
     partial = folder / "tower.tmp.npz"
     np.savez(partial, *map(np.asarray, leaves), step=state.step)
-    partial.rename(folder / "tower.npz")
+    partial.rename(folder / _STATE)
 
 
 def _restore(folder: Path, state: TowerState) -> TowerState:
-    file = folder / "tower.npz"
+    file = folder / _STATE
     if not file.is_file():
         return state
-    with np.load(file) as saved:
+    with _opened(file) as saved:
         leaves = [jnp.asarray(saved[f"arr_{i}"]) for i in range(len(saved.files) - 1)]
         step = int(saved["step"])
     params, optimizer = jax.tree.unflatten(jax.tree.structure((state.params, state.optimizer)), leaves)
     return TowerState(params, optimizer, step)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with np.load(file) as saved:
+            yield saved
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is damaged: {error}; remove it, and the training begins anew.") from error

@@ -124,5 +124,6 @@ def test_processes_write_the_same_bytes_in_the_same_order(tmp_path: Path, capsys
     assert [path.name for path in alone] == [path.name for path in shared]
     for one, other in zip(alone, shared, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
-    assert main(["demo", "make", str(tmp_path / "none"), "--workers", "-1"]) == 2
-    assert "--workers" in capsys.readouterr().err
+    for option in ("--workers", "--seed"):
+        assert main(["demo", "make", str(tmp_path / "none"), option, "-1"]) == 2
+        assert f"{option} must be 0 or more" in capsys.readouterr().err

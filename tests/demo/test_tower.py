@@ -1,6 +1,7 @@
 """The tower's pretraining: it goes on where it stopped, and becomes a checkpoint to train from."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 from dynllava_jax.checkpoint.load import load_parameters
+from dynllava_jax.cli.main import main
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import demo
-from dynllava_jax.demo import tower
+from dynllava_jax.demo import initial, tower
 from dynllava_jax.demo.initial import write_initial
 from dynllava_jax.demo.patches import Batch
-from dynllava_jax.demo.tower import TowerTraining, learned, train
+from dynllava_jax.demo.tower import TowerState, TowerTraining, learned, train
 
 TRAINING = TowerTraining(steps=3, whole_steps=1, batch_size=4, save_every=1)
 
@@ -59,6 +61,62 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
     turned = {"decoder/embedding", "projector/layers/1/kernel", "projector/layers/1/bias"}
     assert {path for path, value in values.items() if not np.array_equal(loaded[path], value)} == turned
     attends_to_its_like(config, loaded)
+
+
+def test_more_steps_go_on_where_the_checkpoint_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[int] = []
+
+    def save(steps: int) -> TowerState:
+        state = TowerState({"x": np.zeros(1)}, (), steps)
+        tower._save(tmp_path, state)
+        return state
+
+    def short(config: ModelConfig, training: TowerTraining, folder: Path, report: object) -> TowerState:
+        trained.append(training.steps)
+        return save(training.steps)
+
+    monkeypatch.setattr(tower, "train", short)
+    monkeypatch.setattr(tower, "learned", lambda config, training, state: {})
+    monkeypatch.setattr(initial, "write_initial", lambda dst, config, values: dst.mkdir())
+    for steps in (3, 3, 5, 3):
+        assert main(["demo", "tower", str(tmp_path), "--steps", str(steps)]) == 0
+    assert trained == [3, 5]
+    assert "is there already, after 5 steps" in capsys.readouterr().out
+
+    # Stopped once more steps were saved, before the checkpoint of the fewer ones was replaced.
+    save(7)
+    os.utime(tmp_path / "model", ns=(0, 0))
+    assert main(["demo", "tower", str(tmp_path), "--steps", "7"]) == 0
+    assert trained == [3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more"),
+        (["--whole-steps", "-1"], "--whole-steps must be 0 or more"),
+        (["--steps", "9"], "tower.npz is damaged"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tower.npz").write_bytes(b"PK")
+    assert main(["demo", "tower", str(tmp_path), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tower, "train", lambda *given: pytest.fail("it trained"))
+    (tmp_path / "file").touch()
+    assert main(["demo", "tower", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def attends_to_its_like(config: ModelConfig, values: dict[str, jax.Array]) -> None:
