@@ -1,6 +1,7 @@
 """`dynllava eval`: how well a model answers."""
 
 import argparse
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from dynllava_jax.errors import InputError
 
 if TYPE_CHECKING:
     from dynllava_jax.evaluation.metrics import Interval
+
+
+_ONLY_ALL = ("descriptions", "scenes", "out")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,11 +36,9 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument(
         "--models", type=Path, metavar="DIR", help="with --all: checkpoints by name (base, control, …)"
     )
-    command.add_argument("--descriptions", type=int, default=100, metavar="N", help="with --all: long answers (100)")
-    command.add_argument(
-        "--scenes", type=int, default=100, metavar="N", help="with --all: whose kept tokens count (100)"
-    )
-    command.add_argument("--out", type=Path, default=Path("evidence.md"), metavar="FILE", help="with --all: the page")
+    command.add_argument("--descriptions", type=int, metavar="N", help="with --all: long answers (100)")
+    command.add_argument("--scenes", type=int, metavar="N", help="with --all: whose kept tokens count (100)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="with --all: the page (evidence.md)")
     add_json(command)
     command.set_defaults(run=run_demo)
 
@@ -56,6 +58,9 @@ def run_demo(args: argparse.Namespace) -> int:
         return _run_all(args)
     if args.models is not None:
         raise InputError("--models is for --all; name one model with --model.")
+    for option in _ONLY_ALL:
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option} is for --all and would have no effect; drop it, or add --all.")
     assistant = load_model(args)
     results: dict[str, dict[str, Interval]] = {}
     for way in ("seen",) if args.no_blind else ("seen", "blind"):
@@ -82,21 +87,23 @@ def _run_all(args: argparse.Namespace) -> int:
     from dynllava_jax.viz.figure import new_figure
 
     _check_all(args)
+    out, sizes = args.out or Path("evidence.md"), Sizes(args.questions, args.descriptions or 100, args.scenes or 100)
     new_figure(1.0, 1.0)  # matplotlib is missed now, not after hours
-    make_folder("--out", args.out.parent)
-    if args.out.is_dir():
-        raise InputError(f"--out {args.out} cannot be written: it is a folder.")
+    make_folder("--out", out.parent)
+    if out.is_dir():
+        raise InputError(f"--out {out} cannot be written: it is a folder.")
     place = Place(args.models, args.rows or args.models / "rows", args.dtype, args.device)
     with Progress("evidence", "row") as progress:
         progress.start(len(VISION) + len(LANGUAGE) + len(ABLATIONS))
-        evidence = gather(
-            place, Sizes(args.questions, args.descriptions, args.scenes), lambda table, row: progress.advance()
-        )
-    figures = write_figures(evidence, place, args.out.parent / args.out.stem)
-    command = f"dynllava eval demo --all --questions {args.questions} --descriptions {args.descriptions}"
-    write_file("--out", args.out, page(evidence, command, figures).encode())
+        evidence = gather(place, sizes, lambda table, row: progress.advance())
+    figures = write_figures(evidence, place, out.parent / out.stem)
+    command = "dynllava eval demo --all --models DIR" + "".join(
+        f" --{field.name} {getattr(sizes, field.name)}" for field in dataclasses.fields(sizes)
+    )
+    command += f" --dtype {args.dtype}" if args.dtype else ""
+    write_file("--out", out, page(evidence, command, figures).encode())
     ran = sum(row.missing is None for _, row in every_row(evidence))
-    print(f"{args.out}: {ran} rows, {sum(1 for _ in every_row(evidence)) - ran} not run")
+    print(f"{out}: {ran} rows, {sum(1 for _ in every_row(evidence)) - ran} not run")
     return 0
 
 
@@ -110,8 +117,14 @@ def _check_all(args: argparse.Namespace) -> None:
             raise InputError(
                 f"--all runs its own settings, so --{option.replace('_', '-')} would have no effect; drop it."
             )
+    if args.model != "demo":
+        raise InputError("--all takes its models from the folder --models, so --model would have no effect; drop it.")
+    if args.output_keep != "on":
+        raise InputError("--all runs its own settings, so --output-keep would have no effect; drop it.")
+    if args.json is not None:
+        raise InputError("--all writes a page, the file --out, and no JSON; drop --json.")
     for option in ("descriptions", "scenes"):
-        if getattr(args, option) < 1:
+        if getattr(args, option) is not None and getattr(args, option) < 1:
             raise InputError(f"--{option} must be 1 or more, not {getattr(args, option)}.")
 
 
@@ -125,8 +138,18 @@ def _table(results: "dict[str, dict[str, Interval]]") -> list[str]:
 def _name(args: argparse.Namespace) -> str:
     """A file name for the model and all options that change its answers."""
     from dynllava_jax.checkpoint.source import open_source
+    from dynllava_jax.demo import embedded
 
-    # Other weights at the same place must not find these answers.
-    weights = open_source(args.model).content_hash if Path(args.model).exists() else args.model
-    options = (weights, args.keep_rate, args.output_keep, args.selector, args.dense, args.dtype, args.conv_template)
+    # Other weights at the same place must not find these answers, nor the same ones that keep another share.
+    source = open_source(embedded.CHECKPOINT if args.model == "demo" else args.model)
+    options = (
+        source.content_hash,
+        source.config,
+        args.keep_rate,
+        args.output_keep,
+        args.selector,
+        args.dense,
+        args.dtype,
+        args.conv_template,
+    )
     return f"{Path(args.model).name}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"

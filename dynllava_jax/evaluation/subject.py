@@ -49,7 +49,8 @@ class Subject:
     @functools.cached_property
     def key(self) -> str:
         """Changes with the weights and with everything that changes what the model says."""
-        options = (open_source(self.path).content_hash, self.setting.sparsity, self.setting.eviction, self.place.dtype)
+        source, setting = open_source(self.path), self.setting
+        options = (source.content_hash, source.config, setting.sparsity, setting.eviction, self.place.dtype)
         return hashlib.sha256(repr(options).encode()).hexdigest()[:8]
 
     def file(self, what: str, ending: str) -> Path:

@@ -15,7 +15,9 @@ def config() -> ModelConfig:
     return dataclasses.replace(small, decoder=decoder, text_prep=text.text_prep)
 
 
-def write(folder: Path, *, image: str | None = "learned", output: str | None = "learned", seed: int = 0) -> None:
+def write(
+    folder: Path, *, image: str | None = "learned", output: str | None = "learned", rate: float = 0.4, seed: int = 0
+) -> None:
     model = config()
-    sparsity = dataclasses.replace(model.sparsity, image_selector=image, output_selector=output)
+    sparsity = dataclasses.replace(model.sparsity, image_selector=image, output_selector=output, image_keep_rate=rate)
     write_initial(folder, dataclasses.replace(model, sparsity=sparsity), {}, seed)

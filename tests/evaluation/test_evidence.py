@@ -1,10 +1,13 @@
 """The whole comparison on random models: what can be run is run once, what cannot says why."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from dynllava_jax.cli import eval as eval_command
 from dynllava_jax.cli.main import main
+from dynllava_jax.demo import embedded
 from dynllava_jax.evaluation import settings
 from dynllava_jax.evaluation.evidence import Evidence, Result, Sizes, gather
 from dynllava_jax.evaluation.metrics import Interval
@@ -46,6 +49,8 @@ def test_rows_are_run_once_and_the_others_say_why(
     assert main(command) == 0
     assert capsys.readouterr().out == f"{out}: 6 rows, 2 not run\n"
     text = out.read_text()
+    command = "dynllava eval demo --all --models DIR --questions 9 --descriptions 2 --scenes 2"
+    assert f"Made by `{command}`;" in text
     assert "- vision: dense base (no base_whole or base among the models)" in text
     assert "- ablations: tau fixed (no tau_fixed among the models)" in text
     assert "| H2O 50 % | " in text
@@ -69,6 +74,31 @@ def test_rows_are_run_once_and_the_others_say_why(
     (heavy,) = (row for row in evidence.language if row.setting.eviction is not None)
     assert 0.4 < heavy.values["kept"] < 0.6
     assert "chrf" not in heavy.values
+
+
+def test_the_same_weights_that_keep_more_do_not_find_the_answers_of_those_that_keep_less(tmp_path: Path) -> None:
+    setting = next(row for row in settings.VISION if row.name == "FastV after layer 2, 20 %")
+    keys = set()
+    for place, rate in (("one", 0.2), ("other", 0.5)):
+        (tmp_path / place).mkdir()
+        write(tmp_path / place / "control", rate=rate)
+        keys.add(Subject(setting, tmp_path / place / "control", Place(tmp_path, tmp_path)).key)
+        keys.add(_name(tmp_path / place / "control"))
+    assert len(keys) == 4
+
+
+def test_another_demo_model_does_not_find_the_answers_of_the_one_before(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _name("demo")
+    monkeypatch.setattr(embedded, "CHECKPOINT", models / "dynamic")
+    assert _name("demo") != before
+
+
+def _name(model: str | Path) -> str:
+    parser = argparse.ArgumentParser()
+    eval_command.add_parser(parser.add_subparsers())
+    return eval_command._name(parser.parse_args(["eval", "demo", "--model", str(model)]))
 
 
 def test_a_page_without_models_lists_everything_as_not_run(tmp_path: Path) -> None:
@@ -107,7 +137,12 @@ def test_what_is_told_is_what_was_measured() -> None:
         (["--all"], "--all needs --models"),
         (["--all", "--models", ".", "--selector", "random"], "--selector would have no effect"),
         (["--all", "--models", ".", "--descriptions", "0"], "--descriptions must be 1 or more"),
+        (["--all", "--models", ".", "--model", "x"], "--model would have no effect"),
+        (["--all", "--models", ".", "--output-keep", "off"], "--output-keep would have no effect"),
+        (["--all", "--models", ".", "--json"], "drop --json"),
         (["--models", "."], "--models is for --all"),
+        (["--out", "page.md"], "--out is for --all"),
+        (["--scenes", "0"], "--scenes is for --all"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
