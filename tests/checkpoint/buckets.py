@@ -5,7 +5,10 @@ is gone.
 """
 
 import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fsspec
@@ -55,7 +58,13 @@ class _Bucket(LocalFileSystem):
 
 
 def simulate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `gs://NAME/…` mean `root/NAME/…` for etils, and for Orbax through our own door to it."""
+    """Makes `gs://NAME/…` mean `root/NAME/…` for etils, and for Orbax through our own door to it.
+
+    The package that reaches real ones need not be there.
+    """
+    gcsfs = ModuleType("gcsfs")
+    gcsfs.__spec__ = ModuleSpec("gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs", gcsfs)
     _Bucket.root = root
     files = _Bucket(skip_instance_cache=True)
     assert isinstance(files, fsspec.AbstractFileSystem)
