@@ -38,7 +38,14 @@ def forced(model, eviction: Eviction | None = None) -> tuple[np.ndarray, float |
     return np.asarray(logits), None if out.held is None else float(out.held[0])
 
 
-@pytest.mark.parametrize(("output", "instruct"), [("learned", None), ("random", None), ("learned", "learned")])
+@pytest.mark.parametrize(
+    ("output", "instruct"),
+    [
+        ("learned", None),
+        pytest.param("random", None, marks=pytest.mark.slow),
+        pytest.param("learned", "learned", marks=pytest.mark.slow),
+    ],
+)
 def test_deciding_once_is_what_the_cache_does(output: str, instruct: str | None) -> None:
     sparsity = dataclasses.replace(tiny_config().sparsity, output_selector=output, instruct_selector=instruct)
     model = tiny_model(dataclasses.replace(tiny_config(), sparsity=sparsity))

@@ -101,7 +101,7 @@ def test_a_mesh_gives_the_same_answers(spec: str, alone: Result) -> None:
 @pytest.mark.parametrize(
     ("spec", "kernel"),
     [
-        (None, "triton"),
+        pytest.param(None, "triton", marks=pytest.mark.slow),
         pytest.param(None, "tpu", marks=pytest.mark.slow),
         pytest.param("data=2,tensor=2", "triton", marks=pytest.mark.slow),
         ("data=2,tensor=4", "tpu"),

@@ -64,6 +64,7 @@ def activations(config: TrainConfig, mesh: str = "fsdp=-1") -> int:
     return kept_activations(made, batch)
 
 
+@pytest.mark.slow
 def test_a_policy_that_computes_more_twice_keeps_less() -> None:
     none, dots, full = (activations(dataclasses.replace(TINY, remat=remat)) for remat in ("none", "dots", "full"))
     assert none > dots > full > 0
@@ -71,6 +72,7 @@ def test_a_policy_that_computes_more_twice_keeps_less() -> None:
     assert full >= decoder.num_layers * LENGTH * decoder.hidden_size * 4  # each layer's input, of one row
 
 
+@pytest.mark.slow
 def test_activations_grow_with_what_a_device_holds_at_a_time() -> None:
     one = activations(TINY)
     assert activations(dataclasses.replace(TINY, global_batch_size=24)) == 3 * one

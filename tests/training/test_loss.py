@@ -38,7 +38,9 @@ def loss_of(model: DynamicLlava, batch: Batch, loss: LossConfig = LOSS, tau: flo
     return run(model, batch)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_chunks_change_nothing(chunk):
     model = tiny_model()
     batch = batch_of(model.config, [sample(model.config, i, 10, 9 + i) for i in range(3)])
@@ -122,6 +124,7 @@ def test_an_answer_of_just_the_wanted_length_is_sparsified():
     assert np.any(verdict.judged, axis=-1).tolist() == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad_id", [0, None])
 def test_the_padding_token_in_a_text_teaches_its_embedding_nothing(pad_id: int | None):
     """In a model without one, as torch's `padding_idx` is None, the same token is like any other."""
@@ -135,6 +138,7 @@ def test_the_padding_token_in_a_text_teaches_its_embedding_nothing(pad_id: int |
     assert np.any(gradient[0]) == (pad_id is None)
 
 
+@pytest.mark.slow
 def test_zeroed_image_tokens_stay_visible_and_teach_the_predictor():
     config = tiny_config()
     config = dataclasses.replace(config, sparsity=dataclasses.replace(config.sparsity, output_selector=None))
