@@ -17,11 +17,20 @@ AnyPath: TypeAlias = Path | epath.Path
 
 
 def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> AnyPath:
-    """The path; raises InputError where it is empty, which pathlib takes for the current folder."""
+    """The path, with the `~` at its start that shells leave alone in an option such as `--out=~/FILE`.
+
+    Raises:
+        InputError: it is empty, which pathlib takes for the current folder, or lies at the home of nobody.
+    """
     text = os.fspath(where)
     if not text:
         raise InputError(f"{name} is empty; name something, or leave it out.")
-    return epath.Path(text) if is_remote(text) else Path(text)
+    if is_remote(text):
+        return epath.Path(text)
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise InputError(f"{name} {text}: nobody here is called {path.split('/')[0]}; give another path.")
+    return Path(path)
 
 
 def reachable(path: AnyPath) -> AnyPath:

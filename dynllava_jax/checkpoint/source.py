@@ -56,15 +56,14 @@ def open_source(path: str | os.PathLike) -> Source:
     Raises:
         InputError: neither is there, or a file of it is damaged or missing.
     """
-    reachable(as_path(path, "The name of a checkpoint"))
-    folder = epath.Path(path)
-    if found := trained.find(folder):
+    folder = reachable(as_path(path, "The name of a checkpoint"))
+    if found := trained.find(epath.Path(folder)):
         return _training(found)
     if (folder / trained.CHECKPOINTS).is_dir():
         raise InputError(
             f"{folder} is a work folder in which no checkpoint is whole yet; let the training go on first."
         )
-    return _model(as_path(path))
+    return _model(folder)
 
 
 def _model(path: AnyPath) -> Source:

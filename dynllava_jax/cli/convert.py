@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from dynllava_jax.checkpoint.load import ShardingRule
 from dynllava_jax.cli import verify_logits
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, check_name, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.config.presets import get_preset
@@ -61,13 +61,13 @@ def add_parser(subparsers: Any) -> None:
 
     command = kinds.add_parser("merge", help="a training run becomes a model checkpoint, LoRA adapters merged")
     command.add_argument("src", metavar="WORKDIR", help="work folder (its newest checkpoint), or WORKDIR/checkpoints/N")
-    command.add_argument("dst", type=Path, metavar="DST", help="where the checkpoint goes; must not exist yet")
+    command.add_argument("dst", metavar="DST", help="where the checkpoint goes (or gs://); must not exist yet")
     command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored, float32 for what was trained")
     add_json(command)
     command.set_defaults(run=run_merge)
 
     command = kinds.add_parser("make-random", help="a PyTorch folder of a preset's shapes with random weights")
-    command.add_argument("dst", type=Path, metavar="DST", help="where the folder goes; must not exist yet")
+    command.add_argument("dst", type=local_path, metavar="DST", help="where the folder goes; must not exist yet")
     command.add_argument("--preset", required=True, metavar="NAME", help="such as llava_1_5_7b or tiny")
     command.add_argument("--layout", choices=export_plan.FAMILIES, default="official", help="see to-torch (official)")
     command.add_argument("--dtype", choices=from_torch.DTYPES, default="float16", help="of all weights (float16)")
@@ -144,7 +144,7 @@ def run_make_random(args: argparse.Namespace) -> int:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
-    check_name("DST", str(args.dst))
+    check_name("DST", args.dst)
     with Progress("merging", " values", scaled=True) as progress:
         report = merge.merge(args.src, args.dst, dtype=args.dtype, on_start=progress.start, on_part=progress.advance)
     return _tell(args, report, _merge_text(report))

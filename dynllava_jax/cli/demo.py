@@ -3,9 +3,9 @@
 import argparse
 import dataclasses
 import shutil
-from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, make_folder, write_json
 from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("demo", help="make the demo model's data, and pretrain its tower")
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("make", help="write scenes with questions and descriptions as LLaVA JSON and pictures")
-    command.add_argument("folder", type=Path, metavar="DIR", help="where SPLIT.json and its pictures go")
+    command.add_argument("folder", type=local_path, metavar="DIR", help="where SPLIT.json and its pictures go")
     command.add_argument("--samples", type=int, default=8000, metavar="N", help="pictures (8000)")
     command.add_argument("--split", choices=SPLITS, default="train", help="which combinations may occur (train)")
     command.add_argument("--turns", type=int, default=Mixture.turns, metavar="N", help="questions a picture (8)")
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         description="Writes WORKDIR/model, a checkpoint to begin training with. Stopped at any moment, the same "
         "command goes on where WORKDIR was saved.",
     )
-    command.add_argument("workdir", type=Path, metavar="WORKDIR")
+    command.add_argument("workdir", type=local_path, metavar="WORKDIR")
     command.add_argument("--steps", type=int, default=TowerTraining.steps, metavar="N", help="optimizer steps (3600)")
     command.add_argument(
         "--whole-steps",

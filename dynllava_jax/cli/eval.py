@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.model_options import add_model_options, load_model
 from dynllava_jax.cli.output import add_json, make_folder, write_file, write_json
 from dynllava_jax.cli.progress import Progress
@@ -31,14 +32,14 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(command)
     command.add_argument("--questions", type=int, default=1000, metavar="N", help="how many (1000)")
     command.add_argument("--no-blind", action="store_true", help="leave the blind baseline out")
-    command.add_argument("--rows", type=Path, metavar="DIR", help="keep every answer here; a stopped run goes on")
+    command.add_argument("--rows", type=local_path, metavar="DIR", help="keep every answer here; a stopped run goes on")
     command.add_argument("--all", action="store_true", help="the whole comparison, as a page of tables and diagrams")
     command.add_argument(
-        "--models", type=Path, metavar="DIR", help="with --all: checkpoints by name (base, control, …)"
+        "--models", type=local_path, metavar="DIR", help="with --all: checkpoints by name (base, control, …)"
     )
     command.add_argument("--descriptions", type=int, metavar="N", help="with --all: long answers (100)")
     command.add_argument("--scenes", type=int, metavar="N", help="with --all: whose kept tokens count (100)")
-    command.add_argument("--out", type=Path, metavar="FILE", help="with --all: the page (evidence.md)")
+    command.add_argument("--out", type=local_path, metavar="FILE", help="with --all: the page (evidence.md)")
     add_json(command)
     command.set_defaults(run=run_demo)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.errors import InputError, shown
@@ -20,7 +21,9 @@ def add_parser(subparsers: Any) -> None:
     add_answer_options(parser)
     parser.add_argument("--no-cache", action="store_true", help="run the whole sequence at every step")
     parser.add_argument("--stream", action="store_true", help="print the answer as it appears")
-    parser.add_argument("--batch", type=Path, metavar="FILE.jsonl", help="one request a line: image(s), question, …")
+    parser.add_argument(
+        "--batch", type=local_path, metavar="FILE.jsonl", help="one request a line: image(s), question…"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 

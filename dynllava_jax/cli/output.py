@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.errors import InputError
 
 
@@ -18,11 +19,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def _target(where: str) -> str:
     """Refuses a FILE that cannot be written now, not after minutes of work."""
-    path = Path(where)
-    if where != "-" and (path.is_dir() or not path.parent.is_dir()):
+    if where == "-":
+        return where
+    path = local_path(where)
+    if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else "there is no such folder"
         raise argparse.ArgumentTypeError(f"{where} cannot be written: {why}")
-    return where
+    return str(path)
 
 
 def make_folder(option: str, folder: Path) -> None:

@@ -3,9 +3,9 @@
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, check_file, write_file, write_json
 from dynllava_jax.errors import InputError
 
@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dense", action="store_true", help="with --generate: nothing is dropped, by a model without predictors"
     )
-    parser.add_argument("--picture", metavar="FILE.svg", help="memory by mesh")
+    parser.add_argument("--picture", type=local_path, metavar="FILE.svg", help="memory by mesh")
     add_json(parser)
     parser.set_defaults(run=run, overrides=())
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if value < 0:
             raise InputError(f"{name} {value} must not be negative.")
     if args.picture is not None:
-        check_file("--picture", Path(args.picture), (".svg",))
+        check_file("--picture", args.picture, (".svg",))
     # A plan reads neither data nor weights.
     given = ("--config.data.source=unread", "--config.init.checkpoint=unread")
     config = read_experiment(args.config, (*given, *args.overrides))
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     )
     reports = list(ask(request, _tell))
     if args.picture is not None:
-        write_file("--picture", Path(args.picture), table.picture(reports).encode())
+        write_file("--picture", args.picture, table.picture(reports).encode())
     if args.json is not None:
         write_json(args.json, reports)
     if args.json != "-":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.generate import asked, warn_of_foreign
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
 from dynllava_jax.cli.output import check_file, write_file
 
@@ -24,15 +25,19 @@ def add_parser(subparsers: Any) -> None:
     )
     kept.add_argument("--image", action="append", metavar="SOURCE", help="file, URL or sample:NAME; may be repeated")
     kept.add_argument("--question", metavar="TEXT", help="<image> marks where each picture stands")
-    kept.add_argument("--out", type=Path, default=Path("kept.png"), metavar="FILE", help="PNG, JPEG or WebP (kept.png)")
+    kept.add_argument(
+        "--out", type=local_path, default=Path("kept.png"), metavar="FILE", help="PNG, JPEG or WebP (kept.png)"
+    )
     add_model_options(kept)
     add_answer_options(kept)
     kept.set_defaults(run=run_kept)
     curves = kinds.add_parser(
         "curves", help="the curves of a training run", description="Plots loss, keep rates and speed of every step."
     )
-    curves.add_argument("workdir", type=Path, metavar="WORKDIR", help="of `dynllava train`")
-    curves.add_argument("--out", type=Path, metavar="FILE", help="SVG, PNG or PDF (WORKDIR/curves.svg)")
+    curves.add_argument("workdir", metavar="WORKDIR", help="of `dynllava train`, here or gs://…")
+    curves.add_argument(
+        "--out", type=local_path, metavar="FILE", help="SVG, PNG or PDF (WORKDIR/curves.svg; ./curves.svg for gs://…)"
+    )
     curves.set_defaults(run=run_curves)
 
 
@@ -59,11 +64,13 @@ def run_kept(args: argparse.Namespace) -> int:
 
 def run_curves(args: argparse.Namespace) -> int:
     """Returns the exit status; bad input is raised as InputError."""
+    from dynllava_jax.checkpoint.paths import as_path, reachable
     from dynllava_jax.viz.curves import draw_curves, read_metrics
     from dynllava_jax.viz.figure import FORMATS, save
 
-    file = args.workdir / "curves.svg" if args.out is None else args.out
-    records = read_metrics(args.workdir)
+    workdir = as_path(args.workdir, "WORKDIR")
+    file = (workdir if isinstance(workdir, Path) else Path()) / "curves.svg" if args.out is None else args.out
+    records = read_metrics(reachable(workdir))
     check_file("--out", file, FORMATS)
     save(draw_curves(records), file)
     print(file)

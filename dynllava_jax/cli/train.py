@@ -91,6 +91,7 @@ def _run(args: argparse.Namespace, began: float) -> int:
     from dynllava_jax.config.experiment import read_experiment
 
     config = read_experiment(args.config, args.overrides)
+    from dynllava_jax.checkpoint.paths import as_path
     from dynllava_jax.training import describe
     from dynllava_jax.training.loop import Options, dry_run, train
     from dynllava_jax.training.stop import EXIT_SAVED
@@ -105,19 +106,12 @@ def _run(args: argparse.Namespace, began: float) -> int:
     if not args.workdir:
         raise InputError("--workdir is missing or empty: name the folder for checkpoints and metrics.")
     check_name("--workdir", args.workdir)
-    options = Options(_at_home(args.workdir), args.resume == "force", args.restore, _window(args.profile), began)
+    workdir = str(as_path(args.workdir, "--workdir"))
+    options = Options(workdir, args.resume == "force", args.restore, _window(args.profile), began)
     result = train(config, options)
     if args.json is not None:
         write_json(args.json, [{"step": result.step, "steps": result.steps, "finished": result.finished}])
     return 0 if result.finished else EXIT_SAVED  # the same command goes on from there
-
-
-def _at_home(workdir: str) -> str:
-    """The folder with its `~`, which a shell leaves alone in --workdir=~/RUN, as `launch/process.sh` reads it."""
-    path = os.path.expanduser(workdir)
-    if path.startswith("~"):
-        raise InputError(f"--workdir {workdir}: nobody here is called {path.split('/')[0]}; give another path.")
-    return path
 
 
 def _window(text: str | None) -> tuple[int, int] | None:

@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, make_folder, write_json
 from dynllava_jax.verify.tolerance import PLATFORMS
 
@@ -18,12 +18,14 @@ def add_parser(subparsers: Any) -> None:
         "hold; 1: one does not, or a case asked for is unsupported (naming no case asks for all); 2: bad input.",
     )
     parser.add_argument(
-        "--cases", type=Path, required=True, metavar="DIR", help="folder with manifest.json, checkpoint and cases"
+        "--cases", type=local_path, required=True, metavar="DIR", help="folder with manifest.json, checkpoint and cases"
     )
     parser.add_argument(
         "--case", action="extend", nargs="+", default=[], metavar="NAME", help="only these, by name or number"
     )
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was computed there, one NAME.npz per case")
+    parser.add_argument(
+        "--dump", type=local_path, metavar="DIR", help="write what was computed there, one NAME.npz per case"
+    )
     parser.add_argument("--platform", choices=PLATFORMS, default="cpu", help="where to compute (cpu)")
     parser.add_argument(
         "--attention", metavar="NAME", help="implementation, such as triton-interpret (the platform's best)"

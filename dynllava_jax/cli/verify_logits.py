@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dynllava_jax.checkpoint.paths import is_remote
+from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.convert.hub import locate
 from dynllava_jax.data.image import load_image
 from dynllava_jax.demo.pictures import sample
@@ -21,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--verify-logits", action="store_true", help="run both on one picture and print the worst difference"
     )
     group.add_argument(
-        "--official-repo", type=Path, metavar="DIR", help="checkout of the official code, for its layout"
+        "--official-repo", type=local_path, metavar="DIR", help="checkout of the official code, for its layout"
     )
     group.add_argument("--torch-python", metavar="EXE", help="Python that has PyTorch and that code (this one)")
     group.add_argument("--verify-image", metavar="SOURCE", help=f"file, URL or sample:NAME ({_SAMPLE})")

@@ -52,8 +52,8 @@ def _run_file(path: str) -> dict[str, Any]:
     from etils import epath
 
     try:
-        source = epath.Path(path).read_text().removeprefix("\ufeff")
-    except (OSError, UnicodeDecodeError, ImportError) as error:
+        source = epath.Path(path).expanduser().read_text().removeprefix("\ufeff")
+    except (OSError, UnicodeDecodeError, ImportError, RuntimeError) as error:  # the last: ~ of an unknown user
         raise InputError(f"The config {path} cannot be read: {error}.") from None
     scope: dict[str, Any] = {"__name__": "dynllava_config", "__file__": path}
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from dynllava_jax.checkpoint import store, trained
 from dynllava_jax.checkpoint.adapters import is_adapter
 from dynllava_jax.checkpoint.leaves import item_of, targets
 from dynllava_jax.checkpoint.load import check_complete
+from dynllava_jax.checkpoint.paths import as_path, reachable
 from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.convert.from_torch import DTYPES
 from dynllava_jax.convert.plan import cast
@@ -45,8 +47,8 @@ class Report:
 
 
 def merge(
-    src: str | Path,
-    dst: Path,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
     *,
     dtype: str | None = None,
     on_start: Callable[[int], None] = lambda count: None,
@@ -55,7 +57,8 @@ def merge(
     """Writes the model of a training run as a model checkpoint at DST.
 
     A run keeps a parameter of all layers as one array, a model checkpoint all parameters of a layer together; what was
-    read waits in a temporary file beside DST for its layer, so that memory holds one array, or one layer, at a time.
+    read waits in a temporary file for its layer, so that memory holds one array, or one layer, at a time. The file lies
+    beside DST, or in Python's temporary folder where DST is on a bucket.
 
     Args:
         src: a work folder, which means its newest checkpoint, or one of its checkpoints.
@@ -68,11 +71,11 @@ def merge(
         InputError: SRC is no training run, or damaged; DST is taken or cannot be written. Nothing is left at DST.
     """
     started = time.monotonic()
-    dst = Path(dst)
+    dst = reachable(as_path(dst))
     store.check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    step = trained.find(epath.Path(src))
+    step = trained.find(epath.Path(as_path(src)))
     source = open_source(src if step is None else str(step))
     if step is None:
         raise InputError(f"{src} is a model checkpoint already: there is nothing to merge.")
@@ -81,10 +84,11 @@ def merge(
     on_start(sum(math.prod(shape) for shape in source.shapes.values()))
     carried = source.carried()
     written: list[int] = []
+    folder = dst.parent if isinstance(dst, Path) else None
     store.write(
         dst,
         source.config,
-        _leaves(source, dst.parent, None if dtype is None else np.dtype(jnp.dtype(dtype)), on_part),
+        _leaves(source, folder, None if dtype is None else np.dtype(jnp.dtype(dtype)), on_part),
         carried=carried.items(),
         extras=store.Extras(trained.read_files(step), {**source.facts, "run": str(step), "step": info.step}),
         progress=written.append,
@@ -102,7 +106,7 @@ def merge(
 
 
 def _leaves(
-    source: Source, folder: Path, dtype: np.dtype | None, on_part: Callable[[int], None]
+    source: Source, folder: Path | None, dtype: np.dtype | None, on_part: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """All leaves, item by item, whatever order they are read in."""
     # The file has no name: nothing is left of it, however this process ends.

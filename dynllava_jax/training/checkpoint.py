@@ -17,7 +17,7 @@ from etils import epath
 
 from dynllava_jax.checkpoint import checksums, orbax_items, store, trained
 from dynllava_jax.checkpoint.leaves import targets
-from dynllava_jax.checkpoint.paths import AnyPath
+from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import LoraConfig
@@ -81,7 +81,7 @@ class TrainingCheckpoints:
         self._facts = {} if source is None else source.facts
         self._init = {}
         if source is not None:
-            self._init = {"path": str(epath.Path(str(init)).absolute()), "content_hash": source.content_hash}
+            self._init = {"path": str(epath.Path(as_path(str(init))).absolute()), "content_hash": source.content_hash}
         elsewhere = {} if source is None else source.shapes
         complete = {target.path for target in targets(config) if all(leaf in elsewhere for leaf in target.leaves)}
         self._elsewhere = complete.difference(made)

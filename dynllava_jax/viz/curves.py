@@ -3,8 +3,9 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from etils import epath
 
 from dynllava_jax.errors import InputError, shown
 from dynllava_jax.viz.figure import COLOURS, new_figure
@@ -23,13 +24,13 @@ _PANELS = (  # title, what is drawn in it
 )
 
 
-def read_metrics(workdir: Path) -> list[Record]:
+def read_metrics(workdir: epath.PathLike) -> list[Record]:
     """The records of `WORKDIR/metrics.jsonl` in order; a last line that is still being written does not count.
 
     Raises:
         InputError: no such file, no record in it, or a line that is none.
     """
-    file = workdir / "metrics.jsonl"
+    file = epath.Path(workdir) / "metrics.jsonl"
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:

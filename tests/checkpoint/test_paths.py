@@ -43,6 +43,17 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
     assert as_path(Path()) == Path()
 
 
+def test_a_name_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/model") == tmp_path / "model"
+    assert str(as_path("gs://bucket/~")) == "gs://bucket/~"
+    assert as_path("a/~") == Path("a/~")
+    with pytest.raises(InputError, match="nobody here is called ~nobody_here; give another path"):
+        as_path("~nobody_here/model")
+    convert(GOLDEN / "checkpoint", "~/model", vision_tower=GOLDEN / "vision_tower")
+    assert open_source("~/model").config == open_source(tmp_path / "model").config
+
+
 @pytest.mark.slow
 def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(tmp_path, monkeypatch)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dynllava_jax.cli.main import main
+from tests.checkpoint.buckets import simulate
 
 
 def test_kept_writes_a_picture(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +22,15 @@ def test_kept_writes_a_picture(checkpoint: Path, tmp_path: Path, capsys: pytest.
 def test_curves_lie_in_the_work_folder(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "ce": 2.0}) + "\n")
     assert main(["show", "curves", str(tmp_path)]) == 0
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_curves_of_a_bucket_lie_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(tmp_path, monkeypatch)
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    (tmp_path / "bucket" / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "ce": 2.0}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", "curves", "gs://bucket/run"]) == 0
     assert "<svg" in (tmp_path / "curves.svg").read_text()
 
 

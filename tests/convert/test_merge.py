@@ -17,6 +17,7 @@ from dynllava_jax.convert.merge import merge
 from dynllava_jax.errors import InputError
 from dynllava_jax.nn.flat import flatten
 from dynllava_jax.training.checkpoint import TrainingCheckpoints
+from tests.checkpoint.buckets import simulate
 from tests.checkpoint.test_store import random_leaves
 
 CONFIG = tiny()
@@ -100,6 +101,16 @@ def test_relative_folders(made: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     out = tmp_path / "model"
     assert merge(Path("run"), Path(os.path.relpath(out))).step == 2
     assert store.is_checkpoint(out)
+
+
+def test_onto_a_bucket(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    here = merge(made / "run", tmp_path / "model")
+    assert main(["convert", "merge", str(made / "run"), "gs://bucket/model"]) == 0
+    there = store.read_info(tmp_path / "bucket" / "model")
+    assert there.content_hash == store.read_info(Path(here.dst)).content_hash
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bucket", "model"]  # no folder called gs:
 
 
 def test_what_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
