@@ -124,9 +124,9 @@ def bench_attention(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises InputError for an implementation that the door does not know, or that is interpreted."""
+    """Raises InputError for an implementation that the door does not know, or has not here, or that is interpreted."""
     for name in names:
-        api.check_name(name)
+        api.check_implementation(name, jax.devices()[0].platform)
         if "interpret" in name:
             raise InputError(f"{name} is run by an interpreter, whose time says nothing about the kernel's.")
 

@@ -96,8 +96,6 @@ def load(
     for name, (value, hint) in wanted.items():
         check_type(value, hint, name)
     check_jax_settings()
-    for name in (attention,) if isinstance(attention, str) else attention or ():
-        api.check_name(name)
     fused_products(products)  # a name that there is not
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
@@ -106,6 +104,8 @@ def load(
         reset_cache()  # the folder of this process's first compilation is the one that JAX goes on with
     devices = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
+    used = list(grid.devices.flat) if grid is not None else devices[:1]
+    api.check_implementation(attention, used[0].platform)
     embedded_one = str(model) == "demo"
     path = as_path(embedded.CHECKPOINT if embedded_one else model, "model")
     source = open_source(_existing(path))
@@ -113,7 +113,6 @@ def load(
     config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})
     dtype = dtype or _native(source.dtype, devices)
 
-    used = list(grid.devices.flat) if grid is not None else devices[:1]
     check_fits(str(model), parameter_bytes(config, dtype), used, 1 if grid is None else grid.shape["data"])
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
     weights = load_checkpoint(path, config, dtype=jnp.dtype(dtype), sharding=where)

@@ -132,6 +132,20 @@ def check_name(name: str) -> None:
         raise InputError(f"attention has no implementation {name!r}; there are {', '.join(_ATTENTION)}.")
 
 
+def check_implementation(wanted: Implementation, platform: str) -> None:
+    """Raises InputError for a name that no operation has, or where none of those named can run on the platform."""
+    names = _named(wanted)
+    for name in names:
+        check_name(name)
+    if names and not any(_ONLY_ON.get(name, platform) == platform for name in names):
+        where = "; ".join(f"{name} runs on a {_ONLY_ON[name]} only" for name in names)
+        raise InputError(f"attention: {where}, and this is a {platform}; name another, or leave it out.")
+
+
+def _named(wanted: Implementation) -> tuple[str, ...]:
+    return () if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+
+
 def chosen(platform: str) -> dict[str, tuple[str, ...]]:
     """For each operation the implementations that `None` tries on a platform, in order."""
     tables = {"attention": _ATTENTION, "policy_attention": _POLICY, "cached_attention": _CACHED}
@@ -152,7 +166,7 @@ def _dispatch(
 ) -> Float[Array, "B H S E"]:
     """Asks one implementation after the other. `operands`: name -> array, or tree of arrays, and its axes' names."""
     platform = target().platform
-    names = _best(platform, table) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    names = _best(platform, table) if wanted is None else _named(wanted)
     for name in names:
         check_name(name)
     reasons = []

@@ -73,7 +73,7 @@ class Trainer:
         total: optimizer steps of the whole run, which the schedules follow.
 
     Raises:
-        InputError: the batch does not divide, no such attention, JAX is set to what is not supported.
+        InputError: the batch does not divide, no such attention here, JAX is set to what is not supported.
     """
 
     def __init__(self, model: ModelConfig, config: TrainConfig, mesh: Mesh, total: int):
@@ -82,8 +82,7 @@ class Trainer:
         self.model_config = model
         self.mesh = mesh
         self.division = Division.of(config, mesh)
-        if config.attention is not None:
-            api.check_name(config.attention)
+        api.check_implementation(config.attention, mesh.devices.flat[0].platform)
         self.parameters = Parameters.of(model, config.optimizer, mesh)
         trained = {path: self.parameters.axes[path] for path in self.parameters.trained}
         self.optimizer = Optimizer(config.optimizer, trained, total)

@@ -140,6 +140,10 @@ def test_the_papers_shapes() -> None:
         (["train", "--preset", "tiny", "--length", "16"], "1 images take 16 of 16 tokens; at least 2 must be left"),
         (["train", "--preset", "tiny", "--images", "-1"], "--images must be 0 or more, not -1."),
         (["attention", "--round", "nan"], "--round must be a number of seconds, 0 or more, not nan."),
+        (
+            ["attention", "--implementation", "tpu"],
+            "attention: tpu runs on a tpu only, and this is a cpu; name another",
+        ),
         (["attention", "--implementation", "tpu-interpret"], "tpu-interpret is run by an interpreter"),
         (["generate", "--preset", "tiny", "--random-weights", "--round", "-1"], "0 or more, not -1.0."),
         (["generate", "--preset", "tiny", "--random-weights", "--products", "cuda"], "no implementation 'cuda'"),

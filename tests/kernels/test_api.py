@@ -1,5 +1,6 @@
 """The door to attention: who is asked, in which order, and what is said."""
 
+import contextlib
 import logging
 
 import jax
@@ -17,6 +18,24 @@ X = jnp.ones((1, 1, 4, 8))
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"no implementation 'cuda'.*xla"):
         api.attention(X, X, X, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "platform", "served"),
+    [
+        (None, "cpu", True),
+        ("xla", "tpu", True),
+        ("triton-interpret", "cpu", True),
+        ("triton", "gpu", True),
+        (("triton", "xla"), "cpu", True),
+        (("tpu", "triton"), "gpu", True),
+        ("triton", "tpu", False),
+        (("tpu", "triton"), "cpu", False),
+    ],
+)
+def test_what_no_platform_has_is_known_beforehand(wanted: api.Implementation, platform: str, served: bool) -> None:
+    with contextlib.nullcontext() if served else pytest.raises(InputError, match=f"and this is a {platform}; name ano"):
+        api.check_implementation(wanted, platform)
 
 
 def test_the_next_one_is_tried_and_the_log_says_why_once(

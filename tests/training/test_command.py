@@ -82,6 +82,7 @@ def test_the_work_folder_may_lie_at_home(
         (["--profile=0:3"], ["--profile 0:3 is not START:COUNT"]),
         (["--config.global_batch_size=12", "--config.mesh=data=8"], ["global_batch_size 12", "8 devices"]),
         (["--config.attention=cuda"], ["attention has no implementation 'cuda'; there are xla"]),
+        (["--config.attention=triton"], ["attention: triton runs on a gpu only, and this is a cpu; name another"]),
         (["--config.device_batch_size=3"], ["device_batch_size 3"]),
         (["--config.mesh=data=64"], ["data=64", "8"]),
         (["--config.data.source=nowhere.json"], ["nowhere.json"]),
