@@ -4,6 +4,7 @@ S sequence, M images, H W pixels.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,15 @@ def random_model(config: ModelConfig, dtype: str, seed: int = 0) -> DynamicLlava
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    # In the dtype from the start: a float32 draw of the largest stack would not fit beside the others.
-    return _STD * jax.random.normal(key, shape, jnp.dtype(dtype))
+    """Layer by layer: what drawing needs besides its result, some float32 of the same shape, is that of one."""
+
+    def one(key: jax.Array) -> jax.Array:
+        return _STD * jax.random.normal(key, shape[-2:], jnp.dtype(dtype))
+
+    if len(shape) < 3:
+        return one(key)
+    layers = jax.random.split(key, math.prod(shape[:-2]))
+    return jax.lax.map(one, layers).reshape(shape)
 
 
 def random_sample(config: ModelConfig, seed: int, *, text: int, images: int, answer: int = 0) -> Sample:

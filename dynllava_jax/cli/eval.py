@@ -62,6 +62,8 @@ def run_demo(args: argparse.Namespace) -> int:
     for option in _ONLY_ALL:
         if getattr(args, option) is not None:
             raise InputError(f"--{option} is for --all and would have no effect; drop it, or add --all.")
+    if args.rows is not None:
+        make_folder("--rows", args.rows)
     assistant = load_model(args)
     results: dict[str, dict[str, Interval]] = {}
     for way in ("seen",) if args.no_blind else ("seen", "blind"):
@@ -93,7 +95,9 @@ def _run_all(args: argparse.Namespace) -> int:
     make_folder("--out", out.parent)
     if out.is_dir():
         raise InputError(f"--out {out} cannot be written: it is a folder.")
-    place = Place(args.models, args.rows or args.models / "rows", args.dtype, args.device)
+    rows = args.rows or args.models / "rows"
+    make_folder("--rows", rows)
+    place = Place(args.models, rows, args.dtype, args.device)
     with Progress("evidence", "row") as progress:
         progress.start(len(VISION) + len(LANGUAGE) + len(ABLATIONS))
         evidence = gather(place, sizes, lambda table, row: progress.advance())

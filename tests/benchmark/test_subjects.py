@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynllava_jax.benchmark import subjects
 from dynllava_jax.benchmark.subjects import random_model, random_sample, with_room
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.data.spans import IGNORE, Kind
@@ -20,6 +21,17 @@ def test_random_weights_have_the_models_shapes_and_no_other_dtype() -> None:
     for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(wanted), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, jnp.bfloat16)
         assert jnp.isfinite(ours.astype(jnp.float32)).all()
+
+
+def test_a_stack_is_drawn_layer_by_layer() -> None:
+    """At once it takes eight times its own bytes on a CPU, more than a model leaves free."""
+    draw = jax.jit(subjects._draw, static_argnames=("shape", "dtype"))
+    layers, rows, columns = 16, 64, 128
+    drawn = draw(jax.random.key(0), (layers, rows, columns), "bfloat16")
+    assert len(np.unique(np.asarray(drawn[:, :2].astype(jnp.float32)).reshape(layers, -1), axis=0)) == layers
+    assert 0.018 < float(jnp.std(drawn.astype(jnp.float32))) < 0.022
+    memory = draw.lower(jax.random.key(0), drawn.shape, "bfloat16").compile().memory_analysis()
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes
 
 
 def test_a_sample_has_the_tokens_asked_for() -> None:

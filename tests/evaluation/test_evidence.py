@@ -140,6 +140,7 @@ def test_what_is_told_is_what_was_measured() -> None:
         (["--all", "--models", ".", "--model", "x"], "--model would have no effect"),
         (["--all", "--models", ".", "--output-keep", "off"], "--output-keep would have no effect"),
         (["--all", "--models", ".", "--json"], "drop --json"),
+        (["--rows", "/dev/null/rows"], "--rows /dev/null/rows cannot be written: Not a directory"),
         (["--models", "."], "--models is for --all"),
         (["--out", "page.md"], "--out is for --all"),
         (["--scenes", "0"], "--scenes is for --all"),
