@@ -31,6 +31,7 @@ def test_a_stack_is_drawn_layer_by_layer() -> None:
     assert len(np.unique(np.asarray(drawn[:, :2].astype(jnp.float32)).reshape(layers, -1), axis=0)) == layers
     assert 0.018 < float(jnp.std(drawn.astype(jnp.float32))) < 0.022
     memory = draw.lower(jax.random.key(0), drawn.shape, "bfloat16").compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes < memory.output_size_in_bytes
 
 
