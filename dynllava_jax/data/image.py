@@ -24,6 +24,8 @@ ImageSource = str | Path | bytes | Image.Image | np.ndarray
 """What `load_image` understands; anything else that numpy can read as an array is fine too."""
 
 _filters = threading.Lock()
+_shared = threading.Lock()
+"""Pillow reads a file when its pixels are wanted: two threads with one image would each read half of it."""
 
 
 def load_image(source: ImageSource | object) -> Image.Image:
@@ -38,7 +40,8 @@ def load_image(source: ImageSource | object) -> Image.Image:
             than MAX_PIXELS, or empty.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "The PIL image")
+        with _shared:
+            return _to_rgb(source, "The PIL image")
     if isinstance(source, (bytes, bytearray)):
         return _decode(io.BytesIO(source), f"The image of {len(source)} bytes")
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
@@ -48,7 +51,7 @@ def load_image(source: ImageSource | object) -> Image.Image:
             raise InputError("The name of an image is empty; name a file, or leave it out.")
         return _open(source, f"The image {str(source)[:300]!r}")
     if hasattr(source, "__array__"):
-        return _to_rgb(_from_array(np.asarray(source)), "The image array")
+        return _to_rgb(_from_array(_as_array(source)), "The image array")
     raise InputError(f"An image is a path, an address, bytes, a PIL image or an array, not a {type(source).__name__}.")
 
 
@@ -130,6 +133,7 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
         raise InputError(f"{what} is empty: {width}x{height} pixels.")
     if width * height > MAX_PIXELS:
         raise InputError(f"{what} has {width}x{height} pixels, more than the limit of {MAX_PIXELS}; make it smaller.")
+    closed = getattr(image, "fp", image) is None and bool(getattr(image, "tile", ()))
     try:
         image.load()
         if image.mode.startswith(("I", "F")):
@@ -139,7 +143,9 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return _upright(image).convert("RGB")
     except Exception as error:  # decoders raise anything on damaged files
-        raise InputError(f"{what} cannot be decoded: {error}.") from None
+        if closed:
+            raise InputError(f"{what} was closed before it was read; load() it first, or give its path.") from None
+        raise InputError(f"{what} cannot be decoded: {str(error) or type(error).__name__}.") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -161,10 +167,18 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
+def _as_array(source: object) -> np.ndarray:
+    try:
+        return np.asarray(source)
+    except Exception as error:  # a tensor with gradients, on a GPU, of a dtype that numpy does not know
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"The image, a {type(source).__name__}, cannot be read as a numpy array: {reason}.") from None
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise InputError(f"An image array is [height, width] or [height, width, 1|3|4], not {list(array.shape)}.")
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         array = np.rint(array / 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):

@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def _bytes(picture: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
+
+
+class Unreadable:
+    """As a tensor with gradients, or one that is not in the host's memory."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise RuntimeError("it is on a GPU.\nMove it.")
 
 
 def _gradient(height: int = 20, width: int = 30) -> np.ndarray:
@@ -116,6 +124,7 @@ def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
         (np.full((2, 2, 4), [0, 0, 0, 0], np.uint8), [255, 255, 255]),
         (np.full((2, 2, 3), 0.2, np.float32), [51, 51, 51]),
         (np.full((2, 2, 3), 65535, np.uint16), [255, 255, 255]),
+        (np.full((2, 2, 3), 0x0700, ">u2"), [7, 7, 7]),
     ],
 )
 def test_arrays(array: np.ndarray, colour: list[int]) -> None:
@@ -193,6 +202,7 @@ def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
         (np.full((2, 2, 3), 128.0), "in \\[0, 1\\]; scale it"),
         (np.full((2, 2, 3), np.nan), "in \\[0, 1\\]; scale it"),
         (np.zeros((2, 2, 3), np.int64), "not int64"),
+        (Unreadable(), r"^The image, a Unreadable, cannot be read as a numpy array: it is on a GPU\.$"),
         (Image.new("RGB", (0, 4)), "is empty: 0x4"),
     ],
 )
@@ -249,3 +259,23 @@ def test_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_that_nobody_answers() -> None:
     with pytest.raises(InputError, match=r"127\.0\.0\.1:1/a\.png cannot be downloaded"):
         load_image("http://127.0.0.1:1/a.png")
+
+
+def test_an_image_that_was_closed_before_it_was_read(tmp_path: Path) -> None:
+    Image.fromarray(_gradient()).save(tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as closed:
+        pass
+    with pytest.raises(InputError, match="was closed before it was read; load"):
+        load_image(closed)
+    with Image.open(tmp_path / "picture.png") as read:
+        read.load()
+    np.testing.assert_array_equal(load_image(read), _gradient())
+
+
+def test_threads_share_an_image_that_nobody_has_read(tmp_path: Path) -> None:
+    """Pillow reads its file at first use; a server shows one picture to all who ask at once."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)).save(tmp_path / "picture.png")
+    for _ in range(3):
+        with Image.open(tmp_path / "picture.png") as picture, ThreadPoolExecutor(8) as pool:
+            seen = list(pool.map(lambda _, picture=picture: load_image(picture).tobytes(), range(8)))
+            assert set(seen) == {picture.tobytes()}
