@@ -155,6 +155,7 @@ class Engine:
 
     def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:
         """Prefills a padded batch and draws the first token of each answer."""
+        check_jax_settings()
         plan = self.opening_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._prefill(self._params, self.place(batch), self.place(asked), plan=plan)
@@ -175,6 +176,7 @@ class Engine:
         sparsity: SparsityConfig,
     ) -> DecodeState:
         """Feeds a further instruction to a cache, repacked to the shape's capacities; draws the next token."""
+        check_jax_settings()
         capacities = (shape.shallow_capacity, shape.deep_capacities(self._rate(sparsity))[0])
         plan = self._extend_plan("instruct", sparsity)
         with constraints(self._constraint):
@@ -186,6 +188,7 @@ class Engine:
         self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig
     ) -> tuple[nocache.NoCacheState, Opened]:
         """As `open`, for steps that run the whole sequence: the shape's length has room for the answer."""
+        check_jax_settings()
         plan = self._nocache_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._nocache_open(self._params, self.place(batch), self.place(asked), plan=plan)

@@ -1,5 +1,6 @@
 """Options of JAX: random numbers are the same under all of them, and what would change the others is refused."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,7 +17,7 @@ from dynllava_jax.inference.engine import Asked, _draws
 from dynllava_jax.inference.load import load
 from dynllava_jax.nn.jax_settings import check_jax_settings
 from dynllava_jax.sharding.mesh import make_mesh
-from dynllava_jax.testing import tiny_config
+from dynllava_jax.testing import tiny_assistant, tiny_config
 from dynllava_jax.training.state import fresh
 from dynllava_jax.training.step import Trainer
 
@@ -39,6 +40,20 @@ def test_what_is_refused(option: Option, words: str) -> None:
         for door in (check_jax_settings, load, lambda: Trainer(config, TrainConfig(), make_mesh("data=1"), 10)):
             with pytest.raises(InputError, match=rf"^JAX is set to {words} .* does not support: leave it out"):
                 door()
+
+
+def test_what_is_refused_once_a_model_is_there() -> None:
+    """As by a library that is imported after it, half-way through a conversation too."""
+    assistant = tiny_assistant()
+    chat = assistant.chat()
+    first = chat.ask("Is it a cat?", max_new_tokens=2)
+    with jax.enable_x64(True):
+        for ask in (chat.ask, functools.partial(assistant.generate, None)):
+            with pytest.raises(InputError, match=r"^JAX is set to JAX_ENABLE_X64=1"):
+                ask("Is it a dog?", max_new_tokens=2)
+        with pytest.raises(InputError, match=r"^JAX is set to JAX_ENABLE_X64=1"):
+            assistant.generate(None, "Is it a dog?", use_cache=False)
+    assert chat.ask("Is it a dog?", max_new_tokens=2).cache_tokens["shallow"] > first.cache_tokens["shallow"]
 
 
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
