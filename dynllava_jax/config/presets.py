@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 
+from dynllava_jax.config.check import check_type
 from dynllava_jax.config.decoder import DecoderConfig
 from dynllava_jax.config.model import ImagePrep, ModelConfig, TextPrep
 from dynllava_jax.config.sparsity import MlpPredictor, SparsityConfig, TransformerPredictor
@@ -140,6 +141,7 @@ def get_preset(name: str) -> ModelConfig:
     Raises:
         InputError: no such preset; the nearest name is given.
     """
+    check_type(name, str, "The name of a preset")
     if name not in PRESETS:
         near = difflib.get_close_matches(name.replace("-", "_").lower(), PRESETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

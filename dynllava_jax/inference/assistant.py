@@ -12,13 +12,13 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import Tokenizer
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 from dynllava_jax.inference.buckets import Buckets, Shape, fit
 from dynllava_jax.inference.conversation import Chat
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.explain import Explanation, explain
 from dynllava_jax.inference.prepare import DEFAULT_ANSWER, Preparer, as_list
-from dynllava_jax.inference.request import Answer, Request
+from dynllava_jax.inference.request import Answer, Request, check_switch
 from dynllava_jax.inference.run import Prepared, Run
 from dynllava_jax.inference.sampling import GREEDY, Sampler
 from dynllava_jax.inference.stream import Stream, end_at_stop, read
@@ -117,9 +117,11 @@ class Assistant:
         use_cache: bool = True,
     ) -> Explanation:
         """As `generate`, with what was decided about every image token and every token of the answer."""
+        sparsity = self._sparsity(dense)
+        check_switch("use_cache", use_cache)
         prepared = self.prepare(Request(question, as_list(images), max_new_tokens, sampler, seed))
         with self.lock:
-            run = self._finish([prepared], self._sparsity(dense), use_cache)
+            run = self._finish([prepared], sparsity, use_cache)
             return explain(run, self._read(run, 0), prepared.pixels, self.tokenizer, self.config)
 
     def generate_batch(
@@ -130,10 +132,14 @@ class Assistant:
         A request that is wrong fails alone: its place in the result holds the `InputError`.
 
         Raises:
-            InputError: one request in place of several.
+            InputError: no list of requests, or a wrong switch.
         """
         if isinstance(requests, Request):
             raise InputError("generate_batch takes a list of requests, not a single one; put it into a list.")
+        if not isinstance(requests, Iterable):
+            raise InputError(f"generate_batch takes a list of requests, not {shown(requests)}.")
+        sparsity = self._sparsity(dense)
+        check_switch("use_cache", use_cache)
         requests = list(requests)
         results: list[Answer | InputError | None] = [None] * len(requests)
         ready: list[tuple[int, Prepared]] = []
@@ -148,7 +154,7 @@ class Assistant:
         for first in range(0, len(ready), size):
             chunk = ready[first : first + size]
             with self.lock:
-                run = self._finish([item for _, item in chunk], self._sparsity(dense), use_cache)
+                run = self._finish([item for _, item in chunk], sparsity, use_cache)
             for row, (place, _) in enumerate(chunk):
                 results[place] = self._read(run, row)
             del run  # its cache would stand beside that of the next batch
@@ -167,8 +173,9 @@ class Assistant:
         every: int = 4,
     ) -> Stream:
         """As `generate`, but an iterator over pieces of text; `every` is how many tokens lie between two looks."""
-        prepared = self.prepare(Request(question, as_list(images), max_new_tokens, sampler, seed))
         sparsity = self._sparsity(dense)
+        check_switch("use_cache", use_cache)
+        prepared = self.prepare(Request(question, as_list(images), max_new_tokens, sampler, seed))
 
         def open_run() -> Run:
             return Run.open(self.engine, [prepared], sparsity, use_cache=use_cache)
@@ -222,6 +229,7 @@ class Assistant:
         return get_template(self.config.text_prep.template)
 
     def _sparsity(self, dense: bool) -> SparsityConfig:
+        check_switch("dense", dense)
         return self.config.sparsity.dense() if dense else self.config.sparsity
 
     def _finish(self, prepared: Sequence[Prepared], sparsity: SparsityConfig, use_cache: bool) -> Run:

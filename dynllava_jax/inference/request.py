@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.sampling import GREEDY, Sampler
 
@@ -67,6 +69,12 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dataclasses.asdict(self)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises InputError when `value`, called `name`, is neither True nor False: "no" would be taken for yes."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} must be True or False, not {value!r}.")
 
 
 def check_count(name: str, value: Any) -> None:

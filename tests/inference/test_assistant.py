@@ -128,9 +128,28 @@ def test_what_is_no_request_and_no_picture_is_named(assistant: Assistant) -> Non
     assert "must be a dynllava_jax.Request, not a str" in str(refused)
     with pytest.raises(dl.InputError, match="put it into a list"):
         assistant.generate_batch(dl.Request(QUESTION))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(dl.InputError, match="generate_batch takes a list of requests, not None"):
+        assistant.generate_batch(None)  # pyright: ignore[reportArgumentType]
     for data in (bytearray(b"no picture"), memoryview(b"no picture")):
         with pytest.raises(dl.InputError, match=r"10 bytes|memoryview"):
             assistant.generate(data, QUESTION)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_a_switch_is_on_or_off(assistant: Assistant, value: Any) -> None:
+    """A "false" out of a web form would be taken for true."""
+    picture = synthetic_image(1)
+    for ask in (assistant.generate, assistant.explain, assistant.stream):
+        for name in ("dense", "use_cache"):
+            with pytest.raises(dl.InputError, match=f"{name} must be True or False, not {value!r}"):
+                ask(picture, QUESTION, **{name: value})
+    for start in (assistant.chat, assistant.warmup):
+        with pytest.raises(dl.InputError, match="dense must be True or False"):
+            start(dense=value)
+    switches: list[Any] = [np.bool_(True), True]
+    numpy, python = (assistant.generate(picture, QUESTION, max_new_tokens=3, dense=on) for on in switches)
+    assert numpy.token_ids == python.token_ids
 
 
 @pytest.mark.usefixtures("unchecked")
