@@ -38,6 +38,7 @@ from dynllava_jax.sharding.mesh import make_mesh, own_mesh
 _log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
+_DEFAULT_DEVICE = "jax_default_device"
 
 
 def load(
@@ -63,7 +64,7 @@ def load(
             training run (its newest checkpoint) or one of its checkpoints (`WORKDIR/checkpoints/STEP`).
         mesh: devices to spread over, such as "data=1,tensor=4", or a mesh with the axes data, fsdp and tensor; None:
             one device.
-        device: platform, "cpu", "gpu" or "tpu"; None: JAX's default.
+        device: platform, "cpu", "gpu" or "tpu"; None: JAX's default, also one set by `jax.default_device`.
         dtype: of parameters and computation; None: as stored.
         keep_rate: share of the image tokens that enter the deep stack; None: the model's own.
         output_keep: False stores every generated token.
@@ -104,7 +105,9 @@ def load(
         reset_cache()  # the folder of this process's first compilation is the one that JAX goes on with
     devices = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
-    used = list(grid.devices.flat) if grid is not None else devices[:1]
+    default = getattr(jax.config, _DEFAULT_DEVICE)
+    alone = default if default in devices else devices[0]
+    used = list(grid.devices.flat) if grid is not None else [alone]
     api.check_implementation(attention, used[0].platform)
     embedded_one = str(model) == "demo"
     path = as_path(embedded.CHECKPOINT if embedded_one else model, "model")
@@ -132,8 +135,9 @@ def load(
 
 
 def _devices(platform: str | None) -> Sequence[Any]:
+    default = getattr(jax.config, _DEFAULT_DEVICE)  # a device, a platform or None, which jax.devices does not heed
     try:
-        return jax.devices(platform)
+        return jax.devices(getattr(default, "platform", default) if platform is None else platform)
     except RuntimeError as error:
         raise InputError(f"There is no device {platform!r} here: {str(error).splitlines()[0]}") from None
 

@@ -135,6 +135,8 @@ def check_name(name: str) -> None:
 def check_implementation(wanted: Implementation, platform: str) -> None:
     """Raises InputError for a name that no operation has, or where none of those named can run on the platform."""
     names = _named(wanted)
+    if wanted is not None and not names:
+        raise InputError(f"attention names no implementation; name some of {', '.join(_ATTENTION)}, or leave it out.")
     for name in names:
         check_name(name)
     if names and not any(_ONLY_ON.get(name, platform) == platform for name in names):

@@ -179,6 +179,7 @@ def test_warmup_names_what_is_no_shape(assistant: Assistant) -> None:
         ({"template": 5}, "template must be str or None"),
         ({"sparsity": dl.SparsityConfig()}, "sparsity must be Mapping or None"),
         ({"buckets": {"rows": (1,)}}, "buckets must be Buckets or None"),
+        ({"attention": ()}, "attention names no implementation"),
         ({"attention": 5}, "attention must be str or Sequence or None"),
         ({"attention": ("nope", "xla")}, "no implementation 'nope'"),
         ({"products": ["triton"]}, "products must be str or None"),
@@ -250,6 +251,20 @@ def test_the_demo_model_and_the_options_of_load() -> None:
     assert model.config.text_prep.template == "llava_v1"
     (patches,) = model.generate(sample("cat").path, QUESTION, max_new_tokens=2).kept_image_tokens
     assert len(patches) == 288
+
+
+def test_the_default_device_is_where_a_model_goes() -> None:
+    """How somebody puts one model on each of several devices."""
+    second = jax.devices()[1]
+    with jax.default_device(second):
+        there = dl.load("demo")
+        meshed = dl.load("demo", mesh="fsdp=2")
+    assert {device for leaf in jax.tree.leaves(there.engine.model) for device in leaf.devices()} == {second}
+    assert meshed.engine.mesh is not None
+    assert list(meshed.engine.mesh.devices.flat) == jax.devices()[:2]
+    assert there.generate(None, QUESTION, max_new_tokens=2).token_ids
+    with jax.default_device("cpu"):
+        assert jax.tree.leaves(dl.load("demo").engine.model)[0].devices() == {jax.devices()[0]}
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
