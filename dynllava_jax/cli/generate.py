@@ -167,7 +167,7 @@ def _request(line: str, args: argparse.Namespace) -> Any:
     _check_numbers(wishes)
     return Request(
         asked["question"],
-        [_relative(image, args.batch.parent) for image in images],
+        [_relative(image, args.batch) for image in images],
         wishes["max_new_tokens"],
         _sampler(wishes),
         wishes["seed"],
@@ -189,8 +189,12 @@ def _check_numbers(wishes: Mapping[str, Any]) -> None:
             raise InputError(f"{key} must be a{' whole' if whole else ''} number, not {shown(value)}.")
 
 
-def _relative(image: str, folder: Path) -> str | Path:
-    """Paths in a batch file are relative to it."""
+_HANDED_OVER = ("/dev", "/dev/fd", "/proc/self/fd")
+"""Where /dev/stdin and `<(command)` lie; no pictures lie beside them."""
+
+
+def _relative(image: str, batch: Path) -> str | Path:
+    """Paths in a batch file are relative to it; in what a shell hands over, to the current folder."""
     if image.startswith(("sample:", "http://", "https://")):
         return image_source(image)
-    return folder / image
+    return Path(image) if str(batch.parent) in _HANDED_OVER else batch.parent / image

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -96,6 +98,19 @@ def test_batch_answers_in_order_and_names_the_bad_line(
     assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["token_ids"] == answers[0]["token_ids"]
+
+
+def test_pictures_of_a_piped_batch_are_relative_to_the_current_folder(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(sample("cat").path, tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    reading, writing = os.pipe()
+    with open(reading), open(writing, "w") as pipe:
+        pipe.write('{"image": "cat.jpg", "question": "What?", "max_new_tokens": 3}\n')
+        pipe.close()
+        assert main(["generate", "--model", str(checkpoint), "--batch", f"/dev/fd/{reading}"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == KEYS
 
 
 def test_chat_is_a_conversation(
