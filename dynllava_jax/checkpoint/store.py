@@ -35,6 +35,16 @@ from dynllava_jax.errors import InputError
 FORMAT = "dynllava_jax model checkpoint"
 CARRIED = "carried"
 FILES = "files"
+TOWER_FILES = ("config.json", "preprocessor_config.json")
+"""Of what a checkpoint was made from, those that it carries of the tower's folder."""
+SOURCE_FILES = (
+    *TOWER_FILES,
+    "generation_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""And of the model's folder, besides the tokenizer's."""
 
 Leaf = np.ndarray | Callable[[], np.ndarray]
 Shardings = Mapping[str, jax.sharding.Sharding | None]

@@ -38,17 +38,8 @@ from dynllava_jax.errors import InputError, shown
 Preference = Literal["given", "inside"]
 DTYPES = ("float32", "bfloat16", "float16")
 
-_KEPT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _PROJECTOR = "projector/"
 _PIECE = 1 << 18
-_TOWER_FILES = ("config.json", "preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,10 +351,10 @@ def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
 
 
 def _extras(source: TorchSource, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
-    files = {name: source.file(name) for name in _KEPT_FILES}
+    files = {name: source.file(name) for name in store.SOURCE_FILES}
     files |= {name: (source.tokenizer or source.folder) / name for name in TOKENIZER_FILES}
     if tower.folder is not None:
-        files |= {f"vision_tower/{name}": tower.folder / name for name in _TOWER_FILES}
+        files |= {f"vision_tower/{name}": tower.folder / name for name in store.TOWER_FILES}
     return store.Extras(
         {name: path.read_bytes() for name, path in files.items() if path.is_file()},
         {

@@ -21,10 +21,13 @@ from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import LoraConfig
+from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from dynllava_jax.errors import InputError
 from dynllava_jax.training import processes
 from dynllava_jax.training.retention import best, superfluous
 from dynllava_jax.training.trees import flatten, placed_shapes, unflatten
+
+_KEPT_FILES = (*TOKENIZER_FILES, *store.SOURCE_FILES, *(f"vision_tower/{name}" for name in store.TOWER_FILES))
 
 _log = logging.getLogger(__name__)
 
@@ -357,9 +360,10 @@ class TrainingCheckpoints:
         partial = self._workdir / f"{trained.FILES}.tmp"
         if partial.exists():
             partial.rmtree()
-        for name, data in trained.read_folder(epath.Path(folder)).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(data)
+        for name in _KEPT_FILES:  # a folder of init.tokenizer's may hold weights, or anything
+            if (file := epath.Path(folder) / name).is_file():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(file.read_bytes())
         if partial.exists():
             partial.rename(self._workdir / trained.FILES)
 

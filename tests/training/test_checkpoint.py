@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from dynllava_jax.checkpoint import orbax_items, trained, versions
 from dynllava_jax.errors import InputError
 from dynllava_jax.sharding.mesh import make_mesh
+from dynllava_jax.training.checkpoint import TrainingCheckpoints
 from dynllava_jax.training.retention import superfluous
 from dynllava_jax.training.trees import flatten
 from tests.training.states import CONFIG, DATA, assert_same, kernel, make, open_run, save
@@ -287,6 +289,18 @@ def test_a_newer_format_is_refused_by_number(run: Path, monkeypatch: pytest.Monk
         patch.setattr(versions, "TRAINING_VERSION", 9)
         with pytest.raises(InputError, match="has format_version 1; this dynllava_jax reads 9"):
             checkpoints.info(200)
+
+
+def test_a_run_keeps_the_tokenizer_and_not_what_lies_beside_it(tmp_path: Path) -> None:
+    """`init.tokenizer` may be the folder of a whole model, whose weights every run would have copied."""
+    model = tmp_path / "model"
+    (model / "vision_tower").mkdir(parents=True)
+    for name in ("tokenizer.model", "config.json", "model.safetensors", "notes.txt", "vision_tower/config.json"):
+        (model / name).write_text(name)
+    with TrainingCheckpoints(tmp_path / "run", CONFIG, files=model):
+        pass
+    kept = {name: data.decode() for name, data in trained.read_folder(epath.Path(tmp_path / "run" / "files")).items()}
+    assert kept == {name: name for name in ("config.json", "tokenizer.model", "vision_tower/config.json")}
 
 
 def test_frozen_parameters_are_kept_when_nothing_else_has_them(tmp_path: Path) -> None:
