@@ -1,6 +1,7 @@
 """The rooms of the package: who may use whom, and how large a file may grow."""
 
 import ast
+import re
 import statistics
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def imported_rooms(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
     return {name.split(".")[1] for name in names if name.startswith("dynllava_jax.")}
+
+
+def axes_in_shapes(file: Path) -> set[str]:
+    """The capital letters in the shapes of jaxtyping."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Subscript(ast.Name(dtype), ast.Tuple([_, ast.Constant(str(shape))])) if dtype != "Literal":
+                found.update(re.findall(r"\b[A-Z]\b", shape))
+    return found
+
+
+def test_every_axis_is_explained_where_it_is_used() -> None:
+    """In the docstring that the file opens with, as in "B batch, S sequence"."""
+    for file in files():
+        opening = ast.get_docstring(ast.parse(file.read_text())) or ""
+        unexplained = {axis for axis in axes_in_shapes(file) if not re.search(rf"(?<!\w){axis}[ ,=:]", opening)}
+        assert not unexplained, f"{file}: {', '.join(sorted(unexplained))}"
+    assert len([file for file in files() if axes_in_shapes(file)]) > 50
 
 
 def test_dependencies_point_one_way() -> None:

@@ -4,7 +4,7 @@ Every word carries a mark that it is one, the text's first token is a direction 
 coordinates, so that a word does not find itself. What is fetched for a word (`lookup`) is turned once more, to where
 the vocabulary head reads it, so that the word just read does not hide the one to be said.
 
-D decoder features, V vocabulary, N words of all groups, M tokens that name nothing.
+*B leading axes, D decoder features, V vocabulary, N words of all groups, M tokens that name nothing.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 Most steps see small windows of crowded pictures, each cut out somewhere else: attention over all patches costs far
 more, and scenes are mostly background. The last steps see whole scenes.
 
-Every step's pictures follow from the seed and the step's number. B pictures, P patches.
+Every step's pictures follow from the seed and the step's number. B pictures, P patches, Y X pixels.
 """
 
 from typing import NamedTuple

@@ -7,7 +7,8 @@ nobody could ask for the left or the right. The projector and the decoder's word
 Positions begin as sinusoids and queries equal to keys, so that attention begins by looking around each patch (after
 Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023): learned from nothing it takes longer.
 
-B pictures, P patches, T = 1 + P tokens, C features, D decoder features, V vocabulary, G patches a side.
+B pictures, P patches, T = 1 + P tokens, C features, D decoder features, V vocabulary, K classes of a head,
+G patches a side; t tokens of a window, which is a part of the whole grid.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Whether the image tokens that are kept show the objects of a scene.
 
-Y, X pixels; G cells of the grid of image tokens along one side.
+Y, X pixels; G cells of the grid of image tokens along one side, N of them.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Shares, means and perplexities with their uncertainty.
 
-N questions, R resamplings.
+N questions, K quantities of each, R resamplings.
 """
 
 from typing import NamedTuple

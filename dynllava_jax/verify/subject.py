@@ -1,6 +1,7 @@
 """What is verified: the converted model behind the package's own generation functions.
 
-Nothing here computes; it converts, compiles and calls. B batch, S sequence, T tokens, H W pixels, V vocabulary.
+Nothing here computes; it converts, compiles and calls. B batch, S sequence, N images, T tokens, H W pixels,
+V vocabulary.
 """
 
 import dataclasses

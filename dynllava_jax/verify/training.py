@@ -1,6 +1,6 @@
 """Cases 10, 10b, 12 and 14: the training pass, its gradients, the optimizer and five steps of it.
 
-B batch, S sequence, P image tokens of one image, N tokens of a padded span.
+B batch, S sequence, P image tokens of one image, N tokens of a padded span, C features.
 """
 
 import dataclasses

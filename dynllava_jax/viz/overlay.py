@@ -1,6 +1,6 @@
 """What was kept for an answer, as one picture: patches, scores as a heat map, and the text with dropped tokens greyed.
 
-Y, X pixels; G cells of the grid of image tokens along one side.
+Y, X pixels; G cells of the grid of image tokens along one side; *C what each cell holds.
 """
 
 import contextlib
