@@ -55,7 +55,12 @@ def chosen(family: Family, source: Names | None) -> Names:
     """The source's own names where it is of that family; otherwise the usual ones.
 
     The official code reads its tower from a folder of its own, so that is where a tower goes that has no place yet.
+
+    Raises:
+        InputError: there is no such family.
     """
+    if family not in FAMILIES:
+        raise InputError(f"layout must be one of {', '.join(FAMILIES)}, not {family!r}.")
     if source is not None and source.family == family and (family == "official" or not source.apart):
         return source
     return Names(OFFICIAL, TOWER_ALONE[0]) if family == "official" else Names(LLAVA_HF, LLAVA_HF.towers[0])

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +106,8 @@ def convert(
     store.check_free(dst)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    if prefer_tower not in (None, *get_args(Preference)):
+        raise InputError(f"prefer_tower must be one of {', '.join(get_args(Preference))}, not {prefer_tower!r}.")
     notes: list[str] = []
     source = open_torch(locate(src), None if base is None else locate(base), notes)
     own, given = _find_towers(source, vision_tower, notes)

@@ -17,6 +17,7 @@ from dynllava_jax.checkpoint.leaves import leaf_shapes
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import export_files, export_plan, space
 from dynllava_jax.convert.export_plan import Family, Tensor
+from dynllava_jax.convert.from_torch import DTYPES
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
 from dynllava_jax.convert.table import TOWER_ALONE, unused_tower_rules
 from dynllava_jax.convert.tower import FOLDER
@@ -61,11 +62,14 @@ def make_random(
         on_tensor: is told the bytes of each tensor.
 
     Raises:
-        InputError: a seed below 0, the layout cannot express the model, no room on the disk, DST is taken.
+        InputError: a seed below 0, no such dtype or layout, the layout cannot express the model, no room on the disk,
+            DST is taken.
     """
     started = time.monotonic()
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}.")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     store.check_free(dst)
     kind = np.dtype(jnp.dtype(dtype))
     names = export_plan.chosen(layout, None)

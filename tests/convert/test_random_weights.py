@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dynllava_jax.convert.safetensors_writer import Spec
 from dynllava_jax.convert.to_torch import export
 from dynllava_jax.errors import InputError
 from tests.convert.test_to_torch import content
+from tests.golden_files import ROOT
 
 
 def test_a_round_trip(tmp_path: Path) -> None:
@@ -82,3 +84,15 @@ def test_little_room_is_told_in_figures_that_differ(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=32 << 20))
     with pytest.raises(InputError, match=r"has 0\.0336 GB free, but 0\.0691 GB are to be written"):
         space.check(tmp_path / "dst", 2_000_000)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_words_that_there_are_not_are_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    unknown: Any = "x"
+    with pytest.raises(InputError, match="layout must be one of official, hf, not 'x'"):
+        make_random(tiny(), tmp_path / "torch", layout=unknown)
+    with pytest.raises(InputError, match="dtype must be one of float32, bfloat16, float16, not 'float64'"):
+        make_random(tiny(), tmp_path / "torch", dtype="float64")
+    with pytest.raises(InputError, match="prefer_tower must be one of given, inside, not 'x'"):
+        convert(ROOT / "checkpoint", tmp_path / "model", vision_tower=ROOT / "vision_tower", prefer_tower=unknown)
+    assert list(tmp_path.iterdir()) == []
