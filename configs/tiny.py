@@ -1,7 +1,7 @@
 """A model of a few hundred kilobytes, to see a whole run in a minute on a CPU; the tests' config.
 
 Give `--config.data.source`, `--config.data.images` and `--config.init.checkpoint`, or `--config.init.tokenizer` to
-begin with random weights.
+begin with random weights: a tokenizer of 512 ids at most, such as that of `tests/goldens/mha/checkpoint`.
 """
 
 from ml_collections import ConfigDict
