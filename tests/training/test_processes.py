@@ -30,8 +30,8 @@ BOUND = 1e-6
 """Of every parameter after all steps. Only the order of sums differs, and `eps` keeps Adam from magnifying that: it was
 1.2e-7 when this was written."""
 NOTICED = 120.0
-"""Seconds after which all are gone once one is, where a silence of 30 counts as its end; on a busy machine too. After
-one of 10, a machine that stood still for some seconds had once lost a process that was well."""
+"""Seconds after which all are gone once one is, where a silence of 30 counts as its end; on a busy machine too. With
+10 a run had once ended before its process hung, and nobody knows why: a pause of the machine may count as such a loss."""
 RUN = (
     *(f"--config.steps={STEPS}", "--config.checkpoint.every=1", "--config.log.health_every=0"),
     *("--config.optimizer.eps=1e-3", "--config.optimizer.warmup_ratio=0.0"),
