@@ -31,7 +31,7 @@ BOUND = 1e-6
 1.2e-7 when this was written."""
 NOTICED = 120.0
 """Seconds after which all are gone once one is, where a silence of 30 counts as its end; on a busy machine too. With
-10 a run had once ended before its process hung, and nobody knows why: a pause of the machine may count as such a loss."""
+10 a run had once ended before its process hung, nobody knows why: a pause of the machine may count as such a loss."""
 RUN = (
     *(f"--config.steps={STEPS}", "--config.checkpoint.every=1", "--config.log.health_every=0"),
     *("--config.optimizer.eps=1e-3", "--config.optimizer.warmup_ratio=0.0"),
