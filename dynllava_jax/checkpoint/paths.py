@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from etils import epath
 
+from dynllava_jax.config.check import check_type
 from dynllava_jax.errors import InputError
 
 AnyPath: TypeAlias = Path | epath.Path
@@ -20,8 +21,9 @@ def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> Any
     """The path, with the `~` at its start that shells leave alone in an option such as `--out=~/FILE`.
 
     Raises:
-        InputError: it is empty, which pathlib takes for the current folder, or lies at the home of nobody.
+        InputError: it is no path, is empty, which pathlib takes for the current folder, or lies at the home of nobody.
     """
+    check_type(where, str | os.PathLike, name)
     text = os.fspath(where)
     if not text:
         raise InputError(f"{name} is empty; name something, or leave it out.")

@@ -151,6 +151,8 @@ def check_free(dst: AnyPath) -> None:
     unfinished = is_remote(dst) and (dst / "hashes.json").exists() and not (dst / "config.json").exists()
     if not unfinished and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
+    if not is_remote(dst) and dst.name in ("", ".."):
+        raise InputError(f"DST must be a folder's own name, not {str(dst)!r}: while it is written it is NAME.tmp.")
 
 
 def package_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,28 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
         with pytest.raises(InputError, match="is empty; name something"):
             use("")
     assert as_path(Path()) == Path()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [None, 5, b"folder"])
+def test_what_is_no_path_is_refused(wrong: Any) -> None:
+    for use in (open_source, as_path, lambda name: convert(name, "dst"), lambda name: convert("src", name)):
+        with pytest.raises(InputError, match="must be str or PathLike, not "):
+            use(wrong)
+
+
+def test_the_current_folder_has_no_name_to_be_unfinished_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(GOLDEN / "checkpoint", tmp_path / "model", vision_tower=GOLDEN / "vision_tower")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for write in (
+        lambda dst: convert(GOLDEN / "checkpoint", dst, vision_tower=GOLDEN / "vision_tower"),
+        lambda dst: export(tmp_path / "model", dst, layout="official"),
+    ):
+        for dst in (".", "new/.."):
+            with pytest.raises(InputError, match=r"DST must be a folder's own name, not '.*': while it is written"):
+                write(dst)
+    assert list(Path().iterdir()) == []
 
 
 def test_a_name_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
