@@ -32,6 +32,8 @@ def download(address: str) -> bytes:
                 if time.monotonic() > deadline:
                     raise InputError(f"{address} did not arrive within {MAX_SECONDS:.0f} s; save it and give the file.")
             expected = response.headers.get("Content-Length", "")
+    except InputError:
+        raise
     except urllib.error.HTTPError as error:
         with error:
             raise InputError(f"{address} cannot be downloaded: status {error.code} {error.reason}.") from None

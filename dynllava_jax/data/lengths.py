@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import zipfile
+import zlib
 
 import numpy as np
 from etils import epath
@@ -130,7 +131,7 @@ def _read(file: epath.Path, key: str, count: int) -> SampleLengths | None:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
             table, told = content["table"], json.loads(content["failures"].tobytes())
             same = bytes(content["key"].tobytes()).decode() == key
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         _log.warning("the index %s cannot be read (%s) and is made anew", file, error)
         return None
     if not same or table.shape != (3, count):

@@ -1,6 +1,7 @@
 """Lengths are measured once, kept beside the source, and measured anew when anything changes."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,25 @@ def test_whatever_changes_a_length_needs_another_index(tmp_path: Path) -> None:
     assert len(keys) == len(list(tmp_path.iterdir())) == len(ways)
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def _with(content: bytes, place: int, byte: int) -> bytes:
+    return content[:place] + bytes([byte]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[:-100], id="cut"),
+        pytest.param(lambda content: b"", id="empty"),  # what a power cut may leave of a new file
+        pytest.param(lambda content: _with(content, content.index(b"table.npy") + 29, 7), id="compressed"),
+        pytest.param(lambda content: _with(content, content.index(b"PK\1\2") + 8, 1), id="encrypted"),
+    ],
+)
+def test_a_damaged_index_is_made_anew(
+    damage: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = sample_lengths(_SOURCE, preparation(), tmp_path, workers=0)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(logging.WARNING):
         again = sample_lengths(_SOURCE, preparation(), tmp_path, workers=0)
     assert "is made anew" in caplog.text
