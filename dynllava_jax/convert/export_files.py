@@ -14,7 +14,7 @@ from dynllava_jax.config.hf_llava import IMAGE_TOKEN, processor_files, to_llava_
 from dynllava_jax.config.hf_vision import image_prep_to_hf, vision_to_hf
 from dynllava_jax.config.json_file import is_whole, parse_object, wrong
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.convert.tower import FOLDER, KNOWN_CONFIGS
+from dynllava_jax.convert.tower import FOLDER
 from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from dynllava_jax.errors import InputError
 
@@ -29,7 +29,7 @@ _MULTIPLE = 64
 def official(config: ModelConfig, stored: Files, *, same_family: bool, apart: bool) -> dict[str, bytes]:
     """Files of the official layout. `stored`: what the checkpoint carries; `apart`: the tower has its own folder."""
     own = _json(stored, _CONFIG) if same_family else None
-    tower = (own or {}).get("mm_vision_tower") or _known_tower(config) or f"./{FOLDER}"
+    tower = (own or {}).get("mm_vision_tower") or f"./{FOLDER}"
     made = to_hf(config, tower)
     if config.sparsity == config.sparsity.dense():
         # The official code builds predictors, or fails, wherever it finds a sparse_config.
@@ -87,10 +87,6 @@ def _config_bytes(config: ModelConfig, stored: Files, own: dict[str, Any] | None
     if meant is not None and dataclasses.replace(meant, text_prep=config.text_prep) == config:
         return stored[_CONFIG]
     return _bytes({**own, **made})
-
-
-def _known_tower(config: ModelConfig) -> str | None:
-    return next((name for name, known in KNOWN_CONFIGS.items() if vision_to_hf(config.vision) | known == known), None)
 
 
 def _with_image_token(stored: Files, free: int) -> tuple[dict[str, bytes], int]:

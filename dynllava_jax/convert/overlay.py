@@ -71,7 +71,6 @@ class OverlaidWeights(TorchWeights):
     def __init__(self, folder: AnyPath, base: TorchWeights):
         self.folder = folder
         self._base = base
-        self._files = base._files
         self.infos = dict(base.infos)
         self._over: dict[str, tuple[TorchWeights, str]] = {}
         self._pairs: dict[str, _Pair] = {}
