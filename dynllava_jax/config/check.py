@@ -50,6 +50,10 @@ def check_named(config: Any, *names: str) -> None:
             raise InputError(f"{type(config).__name__}.{name} is empty; name something, or leave it out.")
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What weights are stored and computed in."""
+
+
 MAX_SEED = (1 << 32) - 1
 """JAX's generator drops what is above it, so that larger seeds would be others' doubles."""
 

@@ -11,20 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes, store
 from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import ShardingRule, fresh_parameters, leaf_shardings
 from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
+from dynllava_jax.config.check import DTYPES as DTYPES
 from dynllava_jax.config.hf import from_hf
 from dynllava_jax.config.json_file import wrong
 from dynllava_jax.config.model import ModelConfig, TextPrep
 from dynllava_jax.convert import space
 from dynllava_jax.convert import tower as towers
 from dynllava_jax.convert.hub import locate
-from dynllava_jax.convert.plan import Plan, Step, make_plan
+from dynllava_jax.convert.plan import Plan, Step, make_plan, named_dtype
 from dynllava_jax.convert.read_torch import TorchWeights, read_json
 from dynllava_jax.convert.table import OFFICIAL
 from dynllava_jax.convert.torch_source import TorchSource, is_base, open_torch
@@ -36,7 +36,6 @@ from dynllava_jax.data.tokenizer import Tokenizer
 from dynllava_jax.errors import InputError, shown
 
 Preference = Literal["given", "inside"]
-DTYPES = ("float32", "bfloat16", "float16")
 
 _PROJECTOR = "projector/"
 _PIECE = 1 << 18
@@ -104,8 +103,7 @@ def convert(
     started = time.monotonic()
     dst = reachable(as_path(dst))
     store.check_free(dst)
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    target = None if dtype is None else named_dtype(dtype)
     if prefer_tower not in (None, *get_args(Preference)):
         raise InputError(f"prefer_tower must be one of {', '.join(get_args(Preference))}, not {prefer_tower!r}.")
     notes: list[str] = []
@@ -140,7 +138,6 @@ def convert(
         )
     if plan.dropped:
         notes.append(f"{len(plan.dropped)} tensors left out (CLIP's text model, or the tower not preferred)")
-    target = None if dtype is None else np.dtype(jnp.dtype(dtype))
     carried = sum(weights.infos[name].nbytes for weights, name in plan.carried)
     sizes = _sizes(plan, config, target)
     nbytes = sum(size for size, _ in sizes)
@@ -161,8 +158,8 @@ def convert(
         shardings=shardings,
     )
     if not_finite:
-        shown = ", ".join(sorted(not_finite)[:5])
-        notes.append(f"NaN or infinite values in {len(not_finite)} tensors: {shown}")
+        some = ", ".join(sorted(not_finite)[:5])
+        notes.append(f"NaN or infinite values in {len(not_finite)} tensors: {some}")
     return Report(
         str(dst),
         source.layout.name,
@@ -349,14 +346,14 @@ def _identity(plan: Plan, config: ModelConfig, dtype: str | None, shardings: sto
 
 def _carried_name(tower: Tower, weights: TorchWeights, name: str) -> str:
     """The source's own name; tensors of a tower apart are kept apart."""
-    return f"vision_tower/{name}" if weights is tower.weights and tower.folder is not None else name
+    return f"{towers.FOLDER}/{name}" if weights is tower.weights and tower.folder is not None else name
 
 
 def _extras(source: TorchSource, tower: Tower, fresh: tuple[str, ...], plan: Plan, notes: list[str]) -> store.Extras:
     files = {name: source.file(name) for name in store.SOURCE_FILES}
     files |= {name: (source.tokenizer or source.folder) / name for name in TOKENIZER_FILES}
     if tower.folder is not None:
-        files |= {f"vision_tower/{name}": tower.folder / name for name in store.TOWER_FILES}
+        files |= {f"{towers.FOLDER}/{name}": tower.folder / name for name in store.TOWER_FILES}
     return store.Extras(
         {name: path.read_bytes() for name, path in files.items() if path.is_file()},
         {

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -18,8 +17,7 @@ from dynllava_jax.checkpoint.leaves import item_of, targets
 from dynllava_jax.checkpoint.load import check_complete
 from dynllava_jax.checkpoint.paths import as_path, reachable
 from dynllava_jax.checkpoint.source import Source, open_source
-from dynllava_jax.convert.from_torch import DTYPES
-from dynllava_jax.convert.plan import cast
+from dynllava_jax.convert.plan import cast, named_dtype
 from dynllava_jax.errors import InputError
 
 
@@ -63,7 +61,7 @@ def merge(
     Args:
         src: a work folder, which means its newest checkpoint, or one of its checkpoints.
         dst: must not exist, or be empty; DST and the temporary file each take the size of the model.
-        dtype: one of `from_torch.DTYPES`; None keeps what is stored, which is float32 for all that was trained.
+        dtype: one of `config.check.DTYPES`; None keeps what is stored, which is float32 for all that was trained.
         on_start: is told the number of values to read.
         on_part: is told the number of values in each part read.
 
@@ -73,8 +71,7 @@ def merge(
     started = time.monotonic()
     dst = reachable(as_path(dst))
     store.check_free(dst)
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    target = None if dtype is None else named_dtype(dtype)
     step = trained.find(epath.Path(as_path(src)))
     source = open_source(src if step is None else str(step))
     if step is None:
@@ -88,7 +85,7 @@ def merge(
     store.write(
         dst,
         source.config,
-        _leaves(source, folder, None if dtype is None else np.dtype(jnp.dtype(dtype)), on_part),
+        _leaves(source, folder, target, on_part),
         carried=carried.items(),
         extras=store.Extras(trained.read_files(step), {**source.facts, "run": str(step), "step": info.step}),
         progress=written.append,

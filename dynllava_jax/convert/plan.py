@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.config.check import DTYPES
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert.read_torch import TorchWeights
 from dynllava_jax.convert.table import (
@@ -19,7 +20,7 @@ from dynllava_jax.convert.table import (
     tower_rules,
 )
 from dynllava_jax.convert.tower import Tower
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _MAX_SHOWN = 40
@@ -34,6 +35,13 @@ class Step:
 
     def read(self, dtype: np.dtype | None) -> np.ndarray:
         return cast(self.rule.transform.apply(self.weights.read(self.rule.source)), dtype, self.rule.source)
+
+
+def named_dtype(name: str) -> np.dtype:
+    """The dtype that a conversion is asked for; raises InputError for one in which no model is stored."""
+    if name not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {shown(name)}.")
+    return np.dtype(name)
 
 
 def cast(leaf: np.ndarray, dtype: np.dtype | None, name: str) -> np.ndarray:

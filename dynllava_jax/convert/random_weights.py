@@ -3,25 +3,25 @@
 For measuring conversion, memory and loading at full size without a download. The same seed gives the same bytes.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
-from dynllava_jax.checkpoint import store
 from dynllava_jax.checkpoint.leaves import leaf_shapes
+from dynllava_jax.checkpoint.paths import as_path
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import export_files, export_plan, space
 from dynllava_jax.convert.export_plan import Family, Tensor
-from dynllava_jax.convert.from_torch import DTYPES
+from dynllava_jax.convert.plan import named_dtype
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
 from dynllava_jax.convert.table import TOWER_ALONE, unused_tower_rules
 from dynllava_jax.convert.tower import FOLDER
-from dynllava_jax.convert.unfinished import unfinished
+from dynllava_jax.convert.unfinished import check_free, unfinished
 from dynllava_jax.errors import InputError
 
 _POOL = 1 << 22
@@ -40,7 +40,7 @@ class Report:
 
 def make_random(
     config: ModelConfig,
-    dst: Path,
+    dst: str | os.PathLike,
     *,
     layout: Family = "official",
     dtype: str = "float16",
@@ -68,10 +68,9 @@ def make_random(
     started = time.monotonic()
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}.")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    store.check_free(dst)
-    kind = np.dtype(jnp.dtype(dtype))
+    kind = named_dtype(dtype)
+    dst = as_path(dst)
+    check_free(dst)
     names = export_plan.chosen(layout, None)
     vocab_size = None
     if layout == "hf":
@@ -93,11 +92,12 @@ def make_random(
             (partial / folder).mkdir(exist_ok=True)
             mine = [tensor for tensor in plan.tensors if tensor.folder == folder]
             writer = SafetensorsWriter(partial / folder, [tensor.spec for tensor in mine], shard_bytes)
-            for number, tensor in enumerate(mine):
-                if tensor.name not in writer.done:
-                    writer.put(tensor.name, _values(scaled, tensor, number))
-                on_tensor(tensor.spec.nbytes)
-            writer.finish()
+            with contextlib.closing(writer):
+                for number, tensor in enumerate(mine):
+                    if tensor.name not in writer.done:
+                        writer.put(tensor.name, _values(scaled, tensor, number))
+                    on_tensor(tensor.spec.nbytes)
+                writer.finish()
         for name, data in small.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(data)

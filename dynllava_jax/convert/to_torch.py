@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes
@@ -22,13 +21,12 @@ from dynllava_jax.checkpoint.source import Source, open_source
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.convert import export_files, export_plan, space
 from dynllava_jax.convert.export_plan import Family, Plan
-from dynllava_jax.convert.from_torch import DTYPES
-from dynllava_jax.convert.plan import cast
+from dynllava_jax.convert.plan import cast, named_dtype
 from dynllava_jax.convert.safetensors_writer import SHARD_BYTES, SafetensorsWriter, Spec
 from dynllava_jax.convert.torch_source import has_tokenizer
+from dynllava_jax.convert.tower import FOLDER
 from dynllava_jax.convert.unfinished import check_free, unfinished
 from dynllava_jax.data.tokenizer import Tokenizer
-from dynllava_jax.errors import InputError
 
 PREDICTORS = ("image_predictor", "output_predictor", "instruct_predictor")
 
@@ -74,7 +72,7 @@ def export(
         src: a model checkpoint, or a training run or one of its checkpoints.
         dst: must not exist, or be empty.
         layout: "official" or "hf".
-        dtype: one of `from_torch.DTYPES`; None keeps what is stored.
+        dtype: one of `config.check.DTYPES`; None keeps what is stored.
         without_predictors: write the dense model and leave the predictors out.
         shard_bytes: of one file at most.
         on_start: is told the bytes to come.
@@ -87,8 +85,7 @@ def export(
     started = time.monotonic()
     dst = reachable(as_path(dst))
     check_free(dst)
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    wanted = None if dtype is None else named_dtype(dtype)
     source = open_source(src)
     notes: list[str] = []
     config, without = _exported(source, without_predictors, notes)
@@ -106,7 +103,7 @@ def export(
         tower = json.loads(small["config.json"])["mm_vision_tower"]
         notes.append(
             f"the official code reads the vision tower from mm_vision_tower, {tower!r}"
-            + (f"; this checkpoint's own lies in {dst / 'vision_tower'}" if target.apart else "")
+            + (f"; this checkpoint's own lies in {dst / FOLDER}" if target.apart else "")
         )
     carried = source.carried()
     plan = export_plan.make_plan(
@@ -115,7 +112,7 @@ def export(
         names,
         {name: Spec(name, np.dtype(source.dtypes[name]), shape) for name, shape in source.shapes.items()},
         [Spec(name, array.dtype, array.shape) for name, array in carried.items()],
-        dtype=None if dtype is None else np.dtype(jnp.dtype(dtype)),
+        dtype=wanted,
         vocab_size=vocab_size,
         without=without,
         single=json.loads(small["config.json"]).get("mm_projector_type", "linear"),

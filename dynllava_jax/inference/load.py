@@ -19,7 +19,7 @@ from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.checkpoint.load import load as load_checkpoint
 from dynllava_jax.checkpoint.paths import AnyPath, as_path
 from dynllava_jax.checkpoint.source import Source, open_source
-from dynllava_jax.config.check import check_type
+from dynllava_jax.config.check import DTYPES, check_type
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.templates import get_template
@@ -37,7 +37,6 @@ from dynllava_jax.sharding.mesh import make_mesh, own_mesh
 
 _log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16")
 _DEFAULT_DEVICE = "jax_default_device"
 
 

@@ -1,6 +1,8 @@
 """`dynllava convert make-random`: the true shapes, the same bytes for the same seed, a full round trip."""
 
 import dataclasses
+import gc
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +86,20 @@ def test_little_room_is_told_in_figures_that_differ(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=32 << 20))
     with pytest.raises(InputError, match=r"has 0\.0336 GB free, but 0\.0691 GB are to be written"):
         space.check(tmp_path / "dst", 2_000_000)
+
+
+def test_what_breaks_off_leaves_no_file_open_and_nothing_made(tmp_path: Path) -> None:
+    def stop(nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            make_random(tiny(), str(tmp_path / "torch"), on_tensor=stop)
+        del caught
+        gc.collect()
+    assert [str(warning.message) for warning in seen] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("unchecked")
