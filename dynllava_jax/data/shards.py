@@ -31,7 +31,8 @@ class ShardSource:
         """Reads the manifest and compares the files' sizes with it; `damaged` compares their content.
 
         Raises:
-            InputError: no such folder, packing that was not finished, or a shard that is missing or cut short.
+            InputError: no such folder, packing that was not finished, a shard that is missing or cut short, or no
+                library to read them with.
         """
         path = folder(name)
         if not (path / FINISHED).exists():
@@ -50,6 +51,7 @@ class ShardSource:
                 raise InputError(f"{file} {found}; copy it again, or pack the data again.")
         if not manifest.samples:
             raise InputError(f"The data source {name} holds no sample.")
+        array_record()  # else each sample would be called damaged
         return ShardSource(name, manifest)
 
     def __len__(self) -> int:

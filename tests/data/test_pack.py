@@ -93,6 +93,15 @@ def test_training_is_told_what_was_left_out(source: JsonSource, tmp_path: Path) 
     assert (report.samples, str(report).endswith("; 2 more were bad when they were packed")) == (10, True)
 
 
+def test_without_the_library_no_shard_is_called_damaged(
+    source: JsonSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(source, str(tmp_path / "out"), shard_bytes=SHARD)
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    with pytest.raises(InputError, match=r"^Packed shards need the extra train .*pip install 'dynllava_jax\[train\]'"):
+        ShardSource.open(str(tmp_path / "out"))
+
+
 def test_a_short_side_shrinks_what_is_larger(source: JsonSource, tmp_path: Path) -> None:
     pack(source, str(tmp_path / "small"), short_side=20)
     small = ShardSource.open(str(tmp_path / "small"))
