@@ -204,9 +204,10 @@ class Assistant:
             The shapes that are ready.
 
         Raises:
-            InputError: `shapes` holds something else.
+            InputError: `shapes` is no list, or holds something else.
         """
         sparsity = self._sparsity(dense)
+        check_type(shapes, Iterable | None, "warmup's shapes")
         if shapes is None:
             buckets = self.engine.buckets
             answer = fit("answer tokens", min(DEFAULT_ANSWER, buckets.answer[-1]), buckets.answer)

@@ -32,6 +32,7 @@ from dynllava_jax.model.fused import check_fused
 from dynllava_jax.model.probe import Probe
 from dynllava_jax.nn.constrain import OneDevice, constraints
 from dynllava_jax.nn.jax_settings import check_jax_settings, random_key
+from dynllava_jax.sharding.mesh import check_context
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding, batch_parts
 from dynllava_jax.sharding.xla_options import xla_options
 
@@ -142,6 +143,11 @@ class Engine:
                 f"(Buckets.rows): {error}; leave it out."
             ) from error
 
+    def _check_jax(self) -> None:
+        """An answer begins: what was set since the model was loaded counts too."""
+        check_jax_settings()
+        check_context(self.mesh)
+
     @property
     def model(self) -> DynamicLlava:
         return nnx.merge(self._graph, self._params)
@@ -155,7 +161,7 @@ class Engine:
 
     def open(self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig) -> tuple[DecodeState, Opened]:
         """Prefills a padded batch and draws the first token of each answer."""
-        check_jax_settings()
+        self._check_jax()
         plan = self.opening_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._prefill(self._params, self.place(batch), self.place(asked), plan=plan)
@@ -176,7 +182,7 @@ class Engine:
         sparsity: SparsityConfig,
     ) -> DecodeState:
         """Feeds a further instruction to a cache, repacked to the shape's capacities; draws the next token."""
-        check_jax_settings()
+        self._check_jax()
         capacities = (shape.shallow_capacity, shape.deep_capacities(self._rate(sparsity))[0])
         plan = self._extend_plan("instruct", sparsity)
         with constraints(self._constraint):
@@ -188,7 +194,7 @@ class Engine:
         self, batch: Batch, asked: Asked, shape: Shape, sparsity: SparsityConfig
     ) -> tuple[nocache.NoCacheState, Opened]:
         """As `open`, for steps that run the whole sequence: the shape's length has room for the answer."""
-        check_jax_settings()
+        self._check_jax()
         plan = self._nocache_plan(shape, sparsity)
         with constraints(self._constraint):
             return self._nocache_open(self._params, self.place(batch), self.place(asked), plan=plan)

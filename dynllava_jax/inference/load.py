@@ -32,12 +32,10 @@ from dynllava_jax.inference.layouts import placement
 from dynllava_jax.inference.memory import check_fits
 from dynllava_jax.kernels import api
 from dynllava_jax.kernels.products import fused_products
-from dynllava_jax.nn.jax_settings import check_jax_settings
-from dynllava_jax.sharding.mesh import make_mesh, own_mesh
+from dynllava_jax.nn.jax_settings import check_jax_settings, default_device
+from dynllava_jax.sharding.mesh import check_context, make_mesh, own_mesh
 
 _log = logging.getLogger(__name__)
-
-_DEFAULT_DEVICE = "jax_default_device"
 
 
 def load(
@@ -102,18 +100,19 @@ def load(
     if compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(compile_cache))
         reset_cache()  # the folder of this process's first compilation is the one that JAX goes on with
-    devices = _devices(device)
+    devices, alone = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)
-    default = getattr(jax.config, _DEFAULT_DEVICE)
-    alone = default if default in devices else devices[0]
+    check_context(grid)
     used = list(grid.devices.flat) if grid is not None else [alone]
+    if device is not None and used[0] not in devices:
+        raise InputError(f"The mesh lies on devices of kind {used[0].platform}, not {device}; leave device out.")
     api.check_implementation(attention, used[0].platform)
     embedded_one = str(model) == "demo"
     path = as_path(embedded.CHECKPOINT if embedded_one else model, "model")
     source = open_source(_existing(path))
     config = without_untrained(source)
     config = _adjust(config, keep_rate, output_keep, template, selector, sparsity or {})
-    dtype = dtype or _native(source.dtype, devices)
+    dtype = dtype or _native(source.dtype, used[0])
 
     check_fits(str(model), parameter_bytes(config, dtype), used, 1 if grid is None else grid.shape["data"])
     where = functools.partial(placement, where=used[0] if grid is None else grid, config=config)
@@ -133,10 +132,12 @@ def load(
     return assistant
 
 
-def _devices(platform: str | None) -> Sequence[Any]:
-    default = getattr(jax.config, _DEFAULT_DEVICE)  # a device, a platform or None, which jax.devices does not heed
+def _devices(platform: str | None) -> tuple[Sequence[Any], Any]:
+    """All devices of a platform, and the one that a model without a mesh goes to."""
     try:
-        return jax.devices(getattr(default, "platform", default) if platform is None else platform)
+        default = default_device()
+        found = jax.devices(default.platform if platform is None else platform)
+        return found, default if default in found else found[0]
     except RuntimeError as error:
         raise InputError(f"There is no device {platform!r} here: {str(error).splitlines()[0]}") from None
 
@@ -195,9 +196,9 @@ def _adjust(
     return dataclasses.replace(config, sparsity=sparsity, text_prep=text)
 
 
-def _native(stored: str, devices: Sequence[Any]) -> str:
+def _native(stored: str, device: Any) -> str:
     # TPUs have no float16 arithmetic.
-    return "bfloat16" if stored == "float16" and devices[0].platform == "tpu" else stored
+    return "bfloat16" if stored == "float16" and device.platform == "tpu" else stored
 
 
 def parameter_bytes(config: ModelConfig, dtype: str) -> int:

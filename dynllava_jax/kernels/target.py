@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 
 from dynllava_jax.nn.constrain import compiled_for
+from dynllava_jax.nn.jax_settings import default_device
 
 
 class Target(NamedTuple):
@@ -21,9 +22,5 @@ class Target(NamedTuple):
 
 def target() -> Target:
     """The devices of the mesh whose constraints are in force, else those of the mesh in context, else JAX's default."""
-    device = compiled_for() or getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is None:
-        device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(device, str):
-            device = jax.devices(device)[0]
+    device = compiled_for() or getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or default_device()
     return Target(device.platform, device.device_kind)

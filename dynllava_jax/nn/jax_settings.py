@@ -1,5 +1,7 @@
 """What of JAX's configuration this package's numbers depend on."""
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Integer, Key
 
@@ -27,6 +29,12 @@ def check_jax_settings() -> None:
                 f"JAX is set to {name.upper()}={value} ({meaning}), which this package does not support: leave it out "
                 f"of the environment, or set it otherwise with jax.config.update({name!r}, …)."
             )
+
+
+def default_device() -> Any:
+    """The device that `jax.default_device` names, itself or by its platform; where it does not, JAX's first."""
+    named = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.devices(named)[0] if named is None or isinstance(named, str) else named
 
 
 def random_key(seed: Integer[Array, ""] | int) -> Key[Array, ""]:

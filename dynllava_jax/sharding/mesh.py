@@ -55,6 +55,20 @@ def own_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_context(mesh: Mesh | None) -> None:
+    """Raises InputError where `jax.set_mesh` would have programs traced for other devices than those of `mesh`.
+
+    Args:
+        mesh: the model's own, None for one device.
+    """
+    context = jax.sharding.get_mesh()
+    if not context.empty and context != mesh and (mesh is not None or context.size > 1):
+        raise InputError(
+            f"jax.set_mesh is in force with the mesh {_spell(context.shape)}, which is not the model's own; leave it "
+            "before the model is loaded or asked, and split the model with mesh=…."
+        )
+
+
 def _parse(spec: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in spec.split(","))):

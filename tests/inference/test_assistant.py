@@ -17,6 +17,7 @@ from dynllava_jax.config.presets import get_preset
 from dynllava_jax.demo.pictures import sample
 from dynllava_jax.inference import memory
 from dynllava_jax.inference.assistant import Assistant
+from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.inference.load import parameter_bytes
 from dynllava_jax.inference.memory import check_fits, free_bytes
 from dynllava_jax.inference.sampling import Temperature
@@ -162,9 +163,18 @@ def test_a_stream_that_would_never_look_is_refused(assistant: Assistant, every: 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_warmup_names_what_is_no_shape(assistant: Assistant) -> None:
-    with pytest.raises(dl.InputError, match="Each of warmup's shapes must be Shape"):
-        assistant.warmup([(4, 2)])  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ([(4, 2)], r"Each of warmup's shapes must be Shape, not \(4, 2\)"),
+        (5, "warmup's shapes must be Iterable or None, not 5"),
+        (Shape(1, 0, 64, 64, 16), r"warmup's shapes must be Iterable or None, not Shape\("),
+    ],
+    ids=("tuple", "number", "shape"),
+)
+def test_warmup_names_what_is_no_shape(assistant: Assistant, shapes: Any, words: str) -> None:
+    with pytest.raises(dl.InputError, match=words):
+        assistant.warmup(shapes)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+import dynllava_jax as dl
 from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.decode import DecodeState
 from dynllava_jax.inference.engine import Engine
 from dynllava_jax.inference.run import Prepared, Run
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import param_shardings
-from dynllava_jax.testing import tiny_config, tiny_model
+from dynllava_jax.testing import tiny_assistant, tiny_config, tiny_model
 from tests.inference.random_batches import prompt
 
 CONFIG = tiny_config()
@@ -95,3 +96,30 @@ def _full(engine: Engine, state: DecodeState) -> DecodeState:
     length = engine.place(np.array([deep.capacity, 1], np.int32))
     cache = dataclasses.replace(state.cache, deep=dataclasses.replace(deep, length=length))
     return dataclasses.replace(state, cache=cache, done=engine.place(np.zeros(2, bool)))
+
+
+def test_a_mesh_of_others_in_context_is_refused() -> None:
+    """JAX would trace each program for its devices, and fail in the midst of one."""
+    assistant = tiny_assistant()
+    for devices in (2, 8):
+        with (
+            jax.set_mesh(jax.make_mesh((devices,), ("x",))),
+            pytest.raises(dl.InputError, match=f"jax.set_mesh is in force with the mesh x={devices}, which is not the"),
+        ):
+            assistant.generate(None, "What is it?", max_new_tokens=2)
+    with jax.set_mesh(jax.make_mesh((2,), ("x",))), pytest.raises(dl.InputError, match="leave it before the model is"):
+        dl.load()
+
+
+def test_the_own_mesh_may_be_in_context() -> None:
+    mesh = make_mesh("tensor=2")
+    with jax.set_mesh(mesh):
+        answer = dl.load(mesh=mesh).generate(None, "What is it?", max_new_tokens=2)
+    assert answer.token_ids == dl.load().generate(None, "What is it?", max_new_tokens=2).token_ids
+
+
+def test_a_device_beside_a_mesh_of_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, others = make_mesh("tensor=2"), jax.devices()[2:]
+    monkeypatch.setattr(jax, "devices", lambda platform=None: others)
+    with pytest.raises(dl.InputError, match="The mesh lies on devices of kind cpu, not tpu; leave device out"):
+        dl.load(mesh=mesh, device="tpu")
