@@ -14,11 +14,9 @@ from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.training import TrainConfig
 from dynllava_jax.data.batch import Batch
 from dynllava_jax.nn.constrain import constraints
-from dynllava_jax.nn.flat import flatten
 from dynllava_jax.sharding.specs import activation_constraint, activation_sharding
 from dynllava_jax.sharding.xla_options import xla_options
-from dynllava_jax.training.optimizer import Adam
-from dynllava_jax.training.state import TrainState, state_shardings
+from dynllava_jax.training.state import abstract_state, state_shardings
 from dynllava_jax.training.step import Trainer
 
 
@@ -52,18 +50,9 @@ def compile_step(
 
 def arguments(trainer: Trainer, length: int, images: int = 1) -> tuple[tuple[Any, ...], dict[str, Any], Batch]:
     """What `Trainer.step_body` takes, as shapes that lie where they will lie."""
-    state = aot.place(_state(trainer), state_shardings(trainer.parameters, trainer.mesh))
+    state = abstract_state(trainer.parameters, trainer.config.dtype, trainer.mesh)
     batch = _batch(trainer.model_config, trainer.config.global_batch_size, length, images, trainer.mesh)
     return (state.params, state.adam, state.step), state.frozen, batch
-
-
-def _state(trainer: Trainer) -> TrainState:
-    shapes = flatten(trainer.parameters.abstract)
-    params = {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in trainer.parameters.trained}
-    dtype = jnp.dtype(trainer.config.dtype)
-    frozen = {path: jax.ShapeDtypeStruct(shapes[path].shape, dtype) for path in trainer.parameters.frozen}
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(params, Adam(params, dict(params)), step, frozen)
 
 
 def _batch(model: ModelConfig, rows: int, length: int, images: int, mesh: Mesh) -> Batch:

@@ -127,7 +127,7 @@ def begin(parameters: Parameters, values: Mapping[str, Array], dtype: str, mesh:
 
 
 def abstract_state(parameters: Parameters, dtype: str, mesh: Mesh) -> TrainState:
-    """A state with shapes in place of arrays, each with its sharding: what a checkpoint is read into."""
+    """A state with shapes in place of arrays, each with its sharding: to read a checkpoint into, or to compile for."""
     shapes = flatten(parameters.abstract)
 
     def described(paths: Collection[str], dtype: Any) -> dict[str, Any]:
