@@ -76,7 +76,8 @@ def claim(workdir: str) -> Iterator[Claim]:
         except InputError as failure:
             error = failure
         except OSError as failure:
-            error = InputError(f"The work folder {workdir} cannot be written: {failure.strerror}; give another one.")
+            reason = failure.strerror or failure  # the libraries of buckets give a text alone
+            error = InputError(f"The work folder {workdir} cannot be written: {reason}; give another one.")
     try:
         processes.raise_together(error)
         yield own

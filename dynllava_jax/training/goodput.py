@@ -160,7 +160,7 @@ class Goodput:
             partial.write_text(json.dumps(dataclasses.asdict(self.times), indent=1) + "\n")
             partial.replace(self._path)
         except OSError as error:
-            _log.warning("%s could not be written: %s", self._path, error.strerror)
+            _log.warning("%s could not be written: %s", self._path, error.strerror or error)
 
     def __str__(self) -> str:
         self._enter(self._kind)

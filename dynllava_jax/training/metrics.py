@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from etils import epath
 
+from dynllava_jax.checkpoint.paths import is_remote
 from dynllava_jax.config.json_codec import to_json
 from dynllava_jax.config.training import LogConfig, TrainConfig
 from dynllava_jax.errors import InputError
@@ -89,25 +90,20 @@ class JsonLines:
     def __init__(self, path: epath.Path, start: int) -> None:
         """Keeps the records of the first `start` steps and drops later ones, and a line that was never finished."""
         self._path = path
-        kept = list(_records(path.read_text(), start)) if path.exists() else []
-        self._lines = kept if _is_remote(path) else None
+        kept = list(_records(path.read_bytes().decode(errors="replace"), start)) if path.exists() else []
+        self._lines = kept if is_remote(path) else None
         self._written = time.monotonic()
         partial = path.with_name(path.name + ".tmp")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        with self._writing():
+            partial.write_text("".join(kept))
+            partial.replace(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
         if self._lines is None:
-            try:
-                with self._path.open("a") as file:
-                    file.write(line)
-            except OSError as error:
-                raise InputError(
-                    f"{self._path} could not be written: {error.strerror}; see to it that there is room, then the same "
-                    "command goes on from the last checkpoint."
-                ) from None
+            with self._writing(), self._path.open("a") as file:
+                file.write(line)
             return
         self._lines.append(line)
         if time.monotonic() - self._written > _REMOTE_SECONDS:
@@ -121,12 +117,19 @@ class JsonLines:
         self.flush()
 
     def _upload(self, lines: Sequence[str]) -> None:
-        self._path.write_text("".join(lines))
+        with self._writing():
+            self._path.write_text("".join(lines))
         self._written = time.monotonic()
 
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._path} could not be written: {error.strerror or error}; see to it that there is room, then the "
+                "same command goes on from the last checkpoint."
+            ) from None
 
 
 def _records(text: str, last: int) -> Iterator[str]:

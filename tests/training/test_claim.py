@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynllava_jax.errors import InputError
-from dynllava_jax.training.claim import FILE, claim
+from dynllava_jax.training.claim import FILE, Claim, claim
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
@@ -66,5 +66,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match=r"work folder .* cannot be written: .*; give another one"),
         claim(str(tmp_path / "file" / "run")),
+    ):
+        pass
+
+
+def test_a_bucket_that_says_why_in_a_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise PermissionError("Forbidden: anonymous caller")
+
+    monkeypatch.setattr(Claim, "_take", refuse)
+    with (
+        pytest.raises(InputError, match="gs://b/run cannot be written: Forbidden: anonymous caller; give"),
+        claim("gs://b/run"),
     ):
         pass

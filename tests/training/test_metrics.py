@@ -61,8 +61,26 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
             lines.write(1, {"loss": 1.0})
 
 
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 3))
+    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")
+    with (
+        pytest.raises(InputError, match=r"metrics.jsonl could not be written: No space left on device; see to it"),
+        open_writers(str(tmp_path), QUIET, 2, 3),
+    ):
+        pass
+
+
+def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    first, second, third = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(first + second.replace(b"{", b"\xff") + third)
+    write(tmp_path, range(4, 5))
+    assert [record["step"] for record in records(tmp_path)] == [1, 3, 4]
+
+
 def test_a_bucket_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
     monkeypatch.setattr(metrics, "_REMOTE_SECONDS", -1.0)
     write(tmp_path, range(1, 4))
     write(tmp_path, range(2, 5))
@@ -70,7 +88,7 @@ def test_a_bucket_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_kill_takes_nothing_that_a_checkpoint_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
     with open_writers(str(tmp_path), QUIET, 0, 6) as writers:
         for step in (1, 2):
             for writer in writers:
