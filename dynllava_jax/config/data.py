@@ -1,6 +1,7 @@
 """Where training samples come from, and how they become batches."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from dynllava_jax.config.check import (
@@ -71,8 +72,10 @@ class DataConfig:
             raise InputError(f"DataConfig.max_skipped is a share from 0 to 1, not {self.max_skipped}.")
         if list(self.lengths) != sorted(set(self.lengths)) or any(length < 1 for length in self.lengths):
             raise InputError(f"DataConfig.lengths must ascend and be 1 or more, not {self.lengths}.")
-        if any(weight <= 0 for weight in self.weights):
-            raise InputError(f"DataConfig.weights must be above 0, not {self.weights}; leave a source out instead.")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(
+                f"DataConfig.weights must be above 0 and finite, not {self.weights}; a source can be left out instead."
+            )
         if self.weights and len(self.weights) != len(self.sources):
             raise InputError(f"DataConfig.weights has {len(self.weights)} entries for {len(self.sources)} sources.")
         if isinstance(self.images, tuple) and len(self.images) != len(self.sources):

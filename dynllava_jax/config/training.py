@@ -56,7 +56,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "rank", "alpha")
-        known = ("query", "key", "value", "out", "gate", "up", "down")
+        known = LoraConfig.targets
         if not self.targets or (wrong := [name for name in self.targets if name not in known]):
             raise InputError(
                 f"LoraConfig.targets takes {', '.join(known)}, not {shown(wrong if self.targets else ())}."

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dynllava_jax.config.data import DataConfig
 from dynllava_jax.config.experiment import read_experiment
 from dynllava_jax.config.presets import tiny
 from dynllava_jax.config.sparsity import LinearPredictor, MlpPredictor, SparsityConfig
@@ -123,6 +124,8 @@ def test_another_predictor_class_takes_nothing_from_the_presets(tmp_path: Path) 
         ("loss.mask_weight=1e999", "LossConfig.mask_weight must be finite, not inf"),
         ("loss.eps=-1.0", "LossConfig.eps must be 0 or more, not -1.0"),
         ("optimizer.weight_decay=1e999", "OptimizerConfig.weight_decay must be finite, not inf"),
+        ("data.weights=(1.0, 0.0)", "DataConfig.weights must be above 0 and finite, not (1.0, 0.0)"),
+        ("data.weights=(1e999,)", "DataConfig.weights must be above 0 and finite, not (inf,)"),
     ],
 )
 def test_what_overrides_are_refused(override: str, needle: str, tmp_path: Path) -> None:
@@ -174,3 +177,8 @@ def test_sparsity_without_a_preset_must_be_whole(tmp_path: Path) -> None:
 def test_no_number_is_no_weight(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"LossConfig\.mask_weight must be 0 or more, not nan"):
         read(tmp_path, "dict(loss=dict(mask_weight=float('nan')))")
+
+
+def test_a_weight_is_a_number() -> None:
+    with pytest.raises(InputError, match=r"DataConfig\.weights must be above 0 and finite, not \(nan, 1\.0\)"):
+        DataConfig(source=("a", "b"), weights=(float("nan"), 1.0))
