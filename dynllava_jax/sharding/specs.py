@@ -97,7 +97,8 @@ def activation_sharding(
         while size % _size(mesh, over):
             over = over[:-1]
         if over != wanted:
-            _log_once(f"activation {axis} ({size}) replicated: mesh {_spell(mesh, wanted)} does not divide it")
+            told = f"split over {_spell(mesh, over)} alone" if over else "replicated"
+            _log_once(f"activation {axis} ({size}) {told}: mesh {_spell(mesh, wanted)} does not divide it")
         spec.append(over)
     return _named(mesh, spec)
 

@@ -134,6 +134,17 @@ def test_heads_that_do_not_divide_are_an_error():
         shardings(tiny(vocab_size=64), "tensor=8")
 
 
+def test_a_batch_that_is_split_in_part_is_not_called_replicated(caplog):
+    specs._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, "dynllava_jax"):
+        split = activation_sharding((2, 3), ("batch", "kv_heads"), make_mesh("data=2,fsdp=2,tensor=2"))
+    assert split.spec == P("data", None)
+    assert [record.message for record in caplog.records] == [
+        "activation batch (2) split over data=2 alone: mesh data=2,fsdp=2 does not divide it",
+        "activation kv_heads (3) replicated: mesh tensor=2 does not divide it",
+    ]
+
+
 def test_a_batch_is_split_as_far_as_it_goes():
     mesh = make_mesh("data=2,fsdp=2,tensor=2")
     cache = ("layers", "batch", "kv_heads", None, None)
