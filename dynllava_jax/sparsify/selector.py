@@ -82,7 +82,11 @@ class Merged:
 
 @runtime_checkable
 class ImageSelector(Protocol):
-    """Scores image tokens: the K highest are kept. A selector may declare `places` to be refused elsewhere."""
+    """Scores image tokens: the K highest are kept, of equal ones the first; NaN is below every number.
+
+    Nobody looks at scores while a model answers: all of them NaN keep the first K. `Assistant.explain` shows them. A
+    selector may declare `places` to be refused elsewhere.
+    """
 
     wants_attention: bool
 
@@ -91,7 +95,10 @@ class ImageSelector(Protocol):
 
 @runtime_checkable
 class TextSelector(Protocol):
-    """Judges each text token by itself: kept iff the margin is above 0. Padding must not change a neighbour."""
+    """Judges each text token by itself: kept iff the margin is above 0, which NaN is not.
+
+    Padding must not change a neighbour.
+    """
 
     def __call__(self, view: TokenView) -> Float[Array, "B T"]: ...
 

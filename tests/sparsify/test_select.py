@@ -27,6 +27,12 @@ def test_of_equal_scores_the_lower_index_stays(scores: np.ndarray, count: int) -
     np.testing.assert_array_equal(top_k(jnp.asarray(scores), count), np.sort(best, axis=-1))
 
 
+def test_nan_is_below_every_number() -> None:
+    nan = np.float32(np.nan)
+    scores = jnp.asarray([[[nan, -np.inf, -nan, 2.0]], [[nan, nan, nan, nan]]])
+    assert top_k(scores, 2).tolist() == [[[1, 3]], [[0, 1]]]
+
+
 def test_scores_in_half_precision_are_ranked_too() -> None:
     scores = jnp.asarray([[[1.0, 3.0, 2.0, 3.0]]], jnp.bfloat16)
     assert top_k(scores, 3).tolist() == [[[1, 2, 3]]]
