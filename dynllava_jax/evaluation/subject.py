@@ -61,19 +61,20 @@ class Subject:
         """What `compute` gives, as JSON; found again by the next run.
 
         Raises:
-            InputError: the file is damaged or cannot be written.
+            InputError: the file is damaged or cannot be written; or what `compute` raises.
         """
         file = self.file(what, "json")
-        try:
-            if file.is_file():
+        if file.is_file():
+            try:
                 return json.loads(file.read_text())
-            found = json.loads(json.dumps(compute()))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{file} is damaged: {error}; remove it.") from error
+        content = json.dumps(compute())
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".tmp")
-            partial.write_text(json.dumps(found))
+            partial.write_text(content)
             partial.replace(file)
         except OSError as error:
             raise InputError(f"{file} cannot be written: {error.strerror or error}.") from error
-        except ValueError as error:
-            raise InputError(f"{file} is damaged: {error}; remove it.") from error
-        return found
+        return json.loads(content)

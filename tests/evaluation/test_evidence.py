@@ -8,6 +8,7 @@ import pytest
 from dynllava_jax.cli import eval as eval_command
 from dynllava_jax.cli.main import main
 from dynllava_jax.demo import embedded
+from dynllava_jax.errors import InputError
 from dynllava_jax.evaluation import settings
 from dynllava_jax.evaluation.evidence import Evidence, Result, Sizes, gather
 from dynllava_jax.evaluation.metrics import Interval
@@ -85,6 +86,19 @@ def test_the_same_weights_that_keep_more_do_not_find_the_answers_of_those_that_k
         keys.add(Subject(setting, tmp_path / place / "control", Place(tmp_path, tmp_path)).key)
         keys.add(_name(tmp_path / place / "control"))
     assert len(keys) == 4
+
+
+def test_what_cannot_be_computed_is_no_damaged_file(models: Path, tmp_path: Path) -> None:
+    subject = Subject(settings.CONTROL, models / "control", Place(models, tmp_path))
+
+    def refuse() -> None:
+        raise InputError("the model does not fit.")
+
+    with pytest.raises(InputError, match=r"^the model does not fit\.$"):
+        subject.once("costs", refuse)
+    subject.file("costs", "json").write_text("{")
+    with pytest.raises(InputError, match=r"costs\.json is damaged: .*; remove it\.$"):
+        subject.once("costs", refuse)
 
 
 def test_another_demo_model_does_not_find_the_answers_of_the_one_before(
