@@ -12,10 +12,10 @@ import numpy as np
 
 from dynllava_jax.checkpoint.leaves import abstract_model
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.data.prompt import IMAGE_TOKEN
 from dynllava_jax.data.spans import IGNORE, Sample, expand
 from dynllava_jax.model.dynllava import DynamicLlava
 
-_IMAGE = -200
 _FIRST_ID = 3
 _STD = 0.02
 
@@ -52,7 +52,7 @@ def random_sample(config: ModelConfig, seed: int, *, text: int, images: int, ans
     rng = np.random.default_rng(seed)
     ids = rng.integers(_FIRST_ID, config.decoder.vocab_size, text)
     labels = np.where(np.arange(text) >= text - answer, ids, IGNORE)
-    ids, labels = (np.insert(x, 1, [filler] * images) for x, filler in ((ids, _IMAGE), (labels, IGNORE)))
+    ids, labels = (np.insert(x, 1, [filler] * images) for x, filler in ((ids, IMAGE_TOKEN), (labels, IGNORE)))
     return expand(
         ids,
         labels if answer else None,
