@@ -62,7 +62,7 @@ _CACHED: _Table = {"xla": xla.cached_attention, "chunked": xla.cached_attention}
 }
 
 _BEST = {"cpu": ("xla",), "gpu": ("triton", "chunked", "xla"), "tpu": ("tpu", "chunked", "xla")}
-"""What None means on a platform; whatever an operation does not have is left out."""
+"""What None means on a platform."""
 _ONLY_ON = {"triton": "gpu", "tpu": "tpu"}
 _PARTITIONED = ("xla", "chunked")
 """XLA splits these over a mesh by itself. Kernels it cannot look into: each device runs its own; and a cache it would
@@ -150,12 +150,11 @@ def _named(wanted: Implementation) -> tuple[str, ...]:
 
 def chosen(platform: str) -> dict[str, tuple[str, ...]]:
     """For each operation the implementations that `None` tries on a platform, in order."""
-    tables = {"attention": _ATTENTION, "policy_attention": _POLICY, "cached_attention": _CACHED}
-    return {op: _best(platform, table) for op, table in tables.items()}
+    return dict.fromkeys(("attention", "policy_attention", "cached_attention"), _best(platform))
 
 
-def _best(platform: str, table: _Table) -> tuple[str, ...]:
-    return tuple(name for name in _BEST.get(platform, ("chunked", "xla")) if name in table)
+def _best(platform: str) -> tuple[str, ...]:
+    return _BEST.get(platform, ("chunked", "xla"))
 
 
 def _dispatch(
@@ -168,7 +167,7 @@ def _dispatch(
 ) -> Float[Array, "B H S E"]:
     """Asks one implementation after the other. `operands`: name -> array, or tree of arrays, and its axes' names."""
     platform = target().platform
-    names = _best(platform, table) if wanted is None else _named(wanted)
+    names = _best(platform) if wanted is None else _named(wanted)
     for name in names:
         check_name(name)
     reasons = []

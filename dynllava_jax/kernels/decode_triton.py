@@ -189,7 +189,7 @@ def _parts(heads: int, tiles: int, sizes: tuning.GpuDecode) -> int:
 
 
 def _share(filled, part, tile: int, parts: int):
-    """First and last tile but one of a part: all parts of a sample have the same work, however long it is."""
+    """A part's first tile, and the one after its last: all parts of a sample have the same work, however long it is."""
     tiles = lax.div(filled + (tile - 1), tile)
     each = lax.div(tiles + (parts - 1), parts)
     return jnp.minimum(part * each, tiles), jnp.minimum((part + 1) * each, tiles)

@@ -24,11 +24,9 @@ from jaxtyping import Array, Float, Int
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.limits import check
 from dynllava_jax.kernels.target import target
-from dynllava_jax.kernels.triton import cells, dot, fitting, triton_call
+from dynllava_jax.kernels.triton import SMALLEST, cells, dot, fitting, triton_call
 
 _MOST_ROWS = 16
-_SMALLEST = 16
-"""Columns that a tensor core's product needs; half a head has a multiple of them."""
 
 
 class Stream(NamedTuple):
@@ -66,10 +64,8 @@ class Products:
         if self.interpret:
             return
         tuning.gpu_blocks(target(), head_dim, dtype.itemsize)
-        if head_dim % (2 * _SMALLEST):
-            raise NotImplementedError(
-                f"it serves head dimensions that are multiples of {2 * _SMALLEST}, not {head_dim}"
-            )
+        if head_dim % (2 * SMALLEST):  # half a head is a tile of columns, or several
+            raise NotImplementedError(f"it serves head dimensions that are multiples of {2 * SMALLEST}, not {head_dim}")
         if dtype != jnp.bfloat16:
             raise NotImplementedError(f"it multiplies bfloat16 on tensor cores, not {dtype.name}")
 

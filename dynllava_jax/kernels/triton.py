@@ -18,13 +18,13 @@ from jax.experimental.pallas import triton as pltriton
 from dynllava_jax.kernels import tuning
 from dynllava_jax.kernels.exact import Sums, exact
 
-_SMALLEST = 16
+SMALLEST = 16
 """Rows and columns that a tensor core's product needs."""
 
 
 def fitting(size: int) -> int:
     """The size of a tile's dimension that holds `size` rows or columns of a product."""
-    return max(_SMALLEST, pl.next_power_of_2(size))
+    return max(SMALLEST, pl.next_power_of_2(size))
 
 
 def triton_call(

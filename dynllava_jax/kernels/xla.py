@@ -156,15 +156,15 @@ def cached_attention(
     """
     keys = [_layer(k, layer) for k, _ in blocks]
     values = [_layer(v, layer) for _, v in blocks]
-    scores, start = [], 0
+    scores, ends = [], [0]
     for cached in keys:
-        stop = start + cached.shape[2]
+        start, stop = ends[-1], ends[-1] + cached.shape[2]
         filled = jnp.arange(start, stop) < lengths[:, None]
         scores.append(jnp.where(filled[:, None, None, None, :], _scores(query, cached), -jnp.inf))
-        start = stop
+        ends.append(stop)
     scores.append(jnp.where(_apart(query, key) >= 0, _scores(query, key), -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    parts = jnp.split(weights, list(_ends(keys)), axis=-1)
+    parts = jnp.split(weights, ends[1:], axis=-1)
     outputs = [combine(part, v) for part, v in zip(parts, [*values, value], strict=True)]
     return sum(outputs[1:], outputs[0])
 
@@ -207,11 +207,3 @@ def _apart(
 ) -> Int[Array, "Q N"]:
     """How far each key stands before each query: 0 its own, negative those after it."""
     return first + jnp.arange(query.shape[2])[:, None] - jnp.arange(key.shape[2])
-
-
-def _ends(keys: Sequence[Float[Array, "B G _ E"]]) -> Sequence[int]:
-    ends, total = [], 0
-    for cached in keys:
-        total += cached.shape[2]
-        ends.append(total)
-    return ends
