@@ -72,8 +72,8 @@ def place(tree: Any, sharding: Any) -> Any:
 
     Args:
         tree: what will be an argument of `compile_ahead`.
-        sharding: a device, one sharding for every leaf, or a tree of shardings such as `param_shardings` makes, or
-            of formats such as `inference.layouts.row_major` makes of it.
+        sharding: a device, one sharding for every leaf, or a tree of shardings or formats, such as `param_shardings`
+            and `inference.layouts.placement` make.
     """
     if not isinstance(sharding, jax.sharding.Sharding) and hasattr(sharding, "device_kind"):
         sharding = SingleDeviceSharding(sharding)

@@ -35,6 +35,7 @@ class Case:
         sparse_config: the official `sparse_config` in effect, or None: the checkpoint's own.
         inputs: what was fed, by name; everything that is no output.
         outputs: what the official code gave, by name; this is what verification compares.
+        descriptions: the recording's own words about each array.
     """
 
     name: str

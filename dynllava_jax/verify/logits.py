@@ -133,9 +133,9 @@ def _no_tokenizer(where: Any) -> str:
 
 def _tower(folder: AnyPath, config: Mapping[str, Any], kind: Kind, side: TorchSide) -> AnyPath | None:
     """Where the official code finds its tower; None for other code, which needs none."""
-    found = side.vision_tower or tower.beside(folder, config)
     if kind != "official":
         return None
+    found = side.vision_tower or tower.beside(folder, config)
     if found is None:
         raise InputError(
             f"--verify-logits: the official code reads its tower from a folder, and mm_vision_tower of {folder} names "

@@ -58,7 +58,7 @@ def one_pass(subject: Subject, case: Case) -> Computed:
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     gradients, out = gradient({path: values[path] for path in trained}, batch, noise)
     found = Computed()
-    _put_pass(found, subject, batch, out, unflatten(abstract, values))
+    _put_pass(found, batch, out, unflatten(abstract, values))
     torch = _torch_names(config, gradients)
     for name in case.outputs:
         if name.startswith("grad."):
@@ -144,7 +144,7 @@ def _mesh(subject: Subject) -> jax.sharding.Mesh:
     return make_mesh("data=1", list(subject.model.decoder.embedding[...].devices()))
 
 
-def _put_pass(found: Computed, subject: Subject, batch: Batch, out: LossOutput, model: Any) -> None:
+def _put_pass(found: Computed, batch: Batch, out: LossOutput, model: Any) -> None:
     kind, labels = np.asarray(batch.kind), np.asarray(batch.need_labels())
     padding = kind == Kind.PAD
     decisions = out.forward.decisions
