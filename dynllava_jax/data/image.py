@@ -178,6 +178,8 @@ def _as_array(source: object) -> np.ndarray:
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise InputError(f"An image array is [height, width] or [height, width, 1|3|4], not {list(array.shape)}.")
+    if array.dtype.name == "bfloat16":  # which numpy does not count among its floats
+        array = array.astype(np.float32)
     if array.dtype.newbyteorder("=") == np.uint16:
         array = np.rint(array / 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):

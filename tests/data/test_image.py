@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,7 @@ def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
         (np.full((2, 2, 1), 7, np.uint8), [7, 7, 7]),
         (np.full((2, 2, 4), [0, 0, 0, 0], np.uint8), [255, 255, 255]),
         (np.full((2, 2, 3), 0.2, np.float32), [51, 51, 51]),
+        (np.full((2, 2, 3), 0.2, ml_dtypes.bfloat16), [51, 51, 51]),
         (np.full((2, 2, 3), 65535, np.uint16), [255, 255, 255]),
         (np.full((2, 2, 3), 0x0700, ">u2"), [7, 7, 7]),
     ],
