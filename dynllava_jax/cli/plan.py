@@ -116,7 +116,9 @@ def _shape(text: str, model: Any, images: int, dense: bool) -> Any:
         rows, prompt, answer = map(int, text.split(","))
     except ValueError:
         raise InputError(f"--generate {text} is not ROWS,PROMPT,ANSWER, such as 8,768,2048.") from None
-    if min(rows, prompt, answer) < 1 or prompt < images * model.image_tokens:
+    if min(rows, prompt, answer) < 1:
+        raise InputError(f"--generate {text}: each of the three must be 1 or more.")
+    if prompt < images * model.image_tokens:
         raise InputError(f"--generate {text}: a prompt has {images} x {model.image_tokens} image tokens at least.")
     dropped = 0 if dense else images * (model.image_tokens - model.kept_image_tokens)
     return Shape(rows, images, prompt, prompt - dropped, answer)

@@ -220,6 +220,11 @@ def test_code_in_a_pickle_is_never_executed(
     assert not list(tmp_path.glob("dst*"))
 
 
+def test_answers_of_no_tokens_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    line = bad_line(["plan", "--config=configs/tiny.py", "--topology=v5e:2x2", "--generate=8,64,0"], capsys)
+    assert line.endswith("--generate 8,64,0: each of the three must be 1 or more.")
+
+
 def test_logged_tracebacks_become_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX logs one where a plugin is installed and its chip is not there."""
     handler = logging.StreamHandler()
