@@ -75,6 +75,9 @@ def train(
         training: steps and rates.
         folder: where the state is saved every `save_every` steps.
         report: is told the step and each head's loss and accuracy.
+
+    Raises:
+        InputError: the state in `folder` is damaged, or cannot be written.
     """
     step_fn, state = _program(config, training)
     state = _restore(folder, state)
@@ -243,11 +246,17 @@ def _cut(embedding: Float[Array, "T C"], grid: int, corner: Int[Array, "2"]) -> 
 
 
 def _save(folder: Path, state: TowerState) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree.leaves((state.params, state.optimizer))
     partial = folder / "tower.tmp.npz"
-    np.savez(partial, *map(np.asarray, leaves), step=state.step)
-    partial.rename(folder / _STATE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(partial, *map(np.asarray, leaves), step=state.step)
+        partial.rename(folder / _STATE)
+    except OSError as error:
+        raise InputError(
+            f"{folder / _STATE} could not be written: {error.strerror or error}; see to it that there is room, then "
+            "the same command goes on."
+        ) from error
 
 
 def _restore(folder: Path, state: TowerState) -> TowerState:

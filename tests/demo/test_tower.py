@@ -16,6 +16,7 @@ from dynllava_jax.demo import initial, tower
 from dynllava_jax.demo.initial import write_initial
 from dynllava_jax.demo.patches import Batch
 from dynllava_jax.demo.tower import TowerState, TowerTraining, learned, train
+from dynllava_jax.errors import InputError
 
 TRAINING = TowerTraining(steps=3, whole_steps=1, batch_size=4, save_every=1)
 
@@ -108,6 +109,14 @@ def test_bad_input_is_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_state_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tower.tmp.npz").mkdir()
+    with pytest.raises(
+        InputError, match=r"tower.npz could not be written: Is a directory; see to it that there is room"
+    ):
+        tower._save(tmp_path, TowerState({"x": np.zeros(1)}, (), 3))
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_the_training(
