@@ -263,10 +263,13 @@ def _restore(folder: Path, state: TowerState) -> TowerState:
     file = folder / _STATE
     if not file.is_file():
         return state
+    like, structure = jax.tree.flatten((state.params, state.optimizer))
     with _opened(file) as saved:
-        leaves = [jnp.asarray(saved[f"arr_{i}"]) for i in range(len(saved.files) - 1)]
+        leaves = [saved[f"arr_{i}"] for i in range(len(saved.files) - 1)]
         step = int(saved["step"])
-    params, optimizer = jax.tree.unflatten(jax.tree.structure((state.params, state.optimizer)), leaves)
+        if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
+            raise ValueError("it holds another model")
+    params, optimizer = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
     return TowerState(params, optimizer, step)
 
 
@@ -275,5 +278,5 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         with np.load(file) as saved:
             yield saved
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} is damaged: {error}; remove it, and the training begins anew.") from error

@@ -111,6 +111,19 @@ def test_bad_input_is_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_state_of_another_model_or_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    state = TowerState({"x": np.zeros(3)}, (), 3)
+    tower._save(tmp_path, state)
+    assert tower._restore(tmp_path, state).step == 3
+    with pytest.raises(InputError, match=r"tower.npz is damaged: it holds another model; remove it"):
+        tower._restore(tmp_path, state._replace(params={"x": np.zeros(4)}))
+    content = bytearray((tmp_path / "tower.npz").read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # it says that it is encrypted
+    (tmp_path / "tower.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"tower.npz is damaged: .*encrypted.*; remove it"):
+        tower._restore(tmp_path, state)
+
+
 def test_a_state_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "tower.tmp.npz").mkdir()
     with pytest.raises(
