@@ -150,7 +150,7 @@ class Trial:
         return sum(self._seconds(name, kernel, walk) for name, kernel in self._of.items() if kernel.field == field)
 
     def _seconds(self, name: str, kernel: Kernel, walk: ProductWalk) -> float:
-        options = xla_options(jax.devices()[0])
+        options = xla_options(jax.devices()[0], "bfloat16")
         with using(dataclasses.replace(tuning.GPU_PRODUCTS, **{kernel.field: walk})):
             try:
                 program = jax.jit(kernel.program, compiler_options=options)

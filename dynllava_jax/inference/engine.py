@@ -115,7 +115,7 @@ class Engine:
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
         self._check_products(model)
-        self.xla_options = xla_options(None if self._constraint is None else self._constraint.device)
+        self.xla_options = xla_options(None if self._constraint is None else self._constraint.device, dtype)
         jit = functools.partial(jax.jit, compiler_options=self.xla_options)
         self._prefill = jit(self._run_prefill, static_argnames=("plan",))
         self._segment = jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))

@@ -19,14 +19,24 @@ _KEPT: dict[str, Any] = {
     "xla_gpu_enable_dynamic_slice_fusion": False,
 }
 
+_CPU_BFLOAT16: dict[str, Any] = {
+    # CPUs multiply in float32. XLA 0.10.2 converts whole stacks of layers before the loop over them: 26 GiB beside the
+    # 13 of a 7B model. So each layer is converted when its turn comes, as 0.12 does.
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+}
 
-def xla_options(device: Any | None, *, keeps_products: bool = False) -> dict[str, Any] | None:
+
+def xla_options(device: Any | None, dtype: str, *, keeps_products: bool = False) -> dict[str, Any] | None:
     """`compiler_options` of `jax.jit` for programs on this device; None where there are none.
 
     Args:
         device: it need not exist.
+        dtype: of the layers' matrix products.
         keeps_products: the program has a backward pass that finds the layers' matrix products in memory.
     """
-    if device is None or device.platform != "gpu":
+    platform = None if device is None else device.platform
+    if platform == "cpu" and dtype == "bfloat16":
+        return dict(_CPU_BFLOAT16)
+    if platform != "gpu":
         return None
     return _GPU | _KEPT if keeps_products else dict(_GPU)

@@ -44,7 +44,7 @@ def compile_step(
             *arguments(trainer, length, images),
             donate_argnums=(0,),
             out_shardings=out,
-            compiler_options=xla_options(mesh.devices.flat[0], keeps_products=trainer.keeps_products),
+            compiler_options=xla_options(mesh.devices.flat[0], config.dtype, keeps_products=trainer.keeps_products),
         )
 
 

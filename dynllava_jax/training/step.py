@@ -95,9 +95,10 @@ class Trainer:
             self.step_body,
             donate_argnums=(0,),
             out_shardings=(changing, whole),
-            compiler_options=xla_options(device, keeps_products=self.keeps_products),
+            compiler_options=xla_options(device, config.dtype, keeps_products=self.keeps_products),
         )
-        self._evaluate = jax.jit(self._run_evaluate, out_shardings=whole, compiler_options=xla_options(device))
+        options = xla_options(device, config.dtype)
+        self._evaluate = jax.jit(self._run_evaluate, out_shardings=whole, compiler_options=options)
         self._health = jax.jit(self._run_health)
 
     def step(self, state: TrainState, batch: Batch, noise: Noise | None = None) -> tuple[TrainState, Metrics]:

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from dynllava_jax.analysis.aot import memory, topology
-from dynllava_jax.analysis.decode_program import compile_segment
+from dynllava_jax.analysis.decode_program import compile_prefill, compile_segment
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
 from dynllava_jax.inference.buckets import Shape, output_rate
@@ -47,6 +47,14 @@ def test_a_segment_copies_neither_weights_nor_cache(name, mesh, rows, grown, att
     assert needs.temporaries < deep_keys(config, shape) / (1 if mesh is None else len(devices))
     assert needs.temporaries < 0.05 * needs.arguments
     assert needs.output < 2**20
+
+
+@pytest.mark.parametrize("program", [compile_prefill, compile_segment])
+def test_a_cpu_holds_no_second_copy_of_bfloat16_weights(program):
+    """It multiplies in float32: one layer at a time, not all of them before the first."""
+    shape = Shape(1, images=1, length=768, deep_length=256, answer=128)
+    needs = memory(program(dynamic_llava_7b(), shape, jax.devices("cpu")[0], dtype="bfloat16"))
+    assert needs.temporaries < 0.11 * needs.arguments
 
 
 @needs_cuda

@@ -25,9 +25,9 @@ pytestmark = [
 def test_with_products_kept_each_is_made_once_however_short_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven products of a layer forward, two for each of them backward, in both stacks."""
 
-    def short_of_memory(device: Any, **of_program: bool) -> dict[str, Any]:
+    def short_of_memory(device: Any, dtype: str, **of_program: bool) -> dict[str, Any]:
         """XLA may use a hundredth of what it would: as little for this model as all of it is for a large one."""
-        return {**(xla_options(device, **of_program) or {}), "xla_gpu_memory_limit_slop_factor": 1}
+        return {**(xla_options(device, dtype, **of_program) or {}), "xla_gpu_memory_limit_slop_factor": 1}
 
     monkeypatch.setattr(ahead, "xla_options", short_of_memory)
     config = settings(remat="dots", attention="triton", dtype="bfloat16", global_batch_size=8)
