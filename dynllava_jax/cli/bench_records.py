@@ -27,7 +27,7 @@ def measured_machine(dtype: str, least: float) -> Any:
 
     found = machine(dtype, least=least)
     print(
-        f"dynllava: {found.kind}: matrix product {found.flops / 1e12:.1f} TFLOP/s in {dtype}, copy "
+        f"dynllava: {found.kind}: matrix product {found.flops / 1e12:.3g} TFLOP/s in {dtype}, copy "
         f"{found.bandwidth / 1e9:.0f} GB/s",
         file=sys.stderr,
     )
