@@ -337,10 +337,13 @@ class _Doctor:
 
 
 def _write_experiment(config: TrainConfig, options: Options) -> None:
-    """For people; nothing reads it."""
+    """For people; nothing reads it, and no run ends because it cannot be written."""
     if jax.process_index() == 0:
         file = epath.Path(options.workdir) / "experiment.json"
-        file.write_text(json.dumps(to_json(config), indent=1) + "\n")
+        try:
+            file.write_text(json.dumps(to_json(config), indent=1) + "\n")
+        except OSError as error:
+            _log.warning("%s could not be written: %s", file, error.strerror or error)
 
 
 def _tell_failures(fed: DeviceBatch) -> None:

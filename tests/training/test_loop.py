@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dynllava_jax.training import processes
+from dynllava_jax.config.training import TrainConfig
+from dynllava_jax.training import loop, processes
 from dynllava_jax.training.stop import StopSignal
 from dynllava_jax.training.watch import LossWatch
 from tests.training.runs import records, run, saved, write_checkpoint, write_data
@@ -202,3 +203,9 @@ def test_a_bad_loss_ends_the_run_before_it_is_saved(
     assert line.endswith("the last checkpoint is that of step 2.")
     assert saved(tmp_path) == [2]
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_no_run_ends_for_what_only_people_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "experiment.json").mkdir()
+    loop._write_experiment(TrainConfig(), loop.Options(str(tmp_path)))
+    assert "experiment.json could not be written: Is a directory" in caplog.text
