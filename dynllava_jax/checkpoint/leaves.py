@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from dynllava_jax.config.model import ModelConfig
-from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.model.dynllava import DynamicLlava, selector_classes
 from dynllava_jax.nn.param import AXES
 
 SELECTORS = ("tower_selector/", "embed_selector/", "image_predictor/", "output_predictor/", "instruct_predictor/")
@@ -39,18 +39,27 @@ class Target:
         return self.shape[1:] if self.stacked else self.shape
 
 
-@functools.lru_cache(maxsize=8)  # a run asks for it again and again
 def abstract_model(config: ModelConfig) -> DynamicLlava:
     """The model with shapes in place of arrays; costs no memory at any size. One for all who ask: not to be changed."""
+    return _abstract_model(config, selector_classes(config))
+
+
+def targets(config: ModelConfig) -> tuple[Target, ...]:
+    """Every parameter of the model that `config` describes."""
+    return _targets(config, selector_classes(config))
+
+
+@functools.lru_cache(maxsize=8)  # a run asks for it again and again
+def _abstract_model(config: ModelConfig, classes: tuple[Any, ...]) -> DynamicLlava:
+    del classes  # which the names in the config stand for
     return jax.eval_shape(lambda: DynamicLlava(nnx.Rngs(params=jax.random.key(0)), config))
 
 
 @functools.lru_cache(maxsize=8)
-def targets(config: ModelConfig) -> tuple[Target, ...]:
-    """Every parameter of the model that `config` describes."""
+def _targets(config: ModelConfig, classes: tuple[Any, ...]) -> tuple[Target, ...]:
     return tuple(
         _target("/".join(map(str, path)), param, config)
-        for path, param in nnx.to_flat_state(nnx.state(abstract_model(config)))
+        for path, param in nnx.to_flat_state(nnx.state(_abstract_model(config, classes)))
     )
 
 

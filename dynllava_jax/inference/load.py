@@ -98,7 +98,7 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}.")
     if compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(compile_cache))
+        jax.config.update("jax_compilation_cache_dir", str(as_path(compile_cache, "compile_cache")))
         reset_cache()  # the folder of this process's first compilation is the one that JAX goes on with
     devices, alone = _devices(device)
     grid = own_mesh(mesh) if isinstance(mesh, Mesh) else None if mesh is None else make_mesh(mesh, devices)

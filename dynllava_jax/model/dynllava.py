@@ -19,12 +19,14 @@ from dynllava_jax.model.vision import VisionTower
 from dynllava_jax.nn.constrain import constrain
 from dynllava_jax.sparsify.select import rank_of, top_k
 from dynllava_jax.sparsify.selector import (
+    PLACES,
     ImageSelector,
     ImageView,
     Merged,
     Place,
     SelectorContext,
     check_result,
+    find_selector,
     load_selector,
 )
 
@@ -142,6 +144,15 @@ def selector_context(config: ModelConfig, place: Place) -> SelectorContext:
         kept = sparsity.kept(place, count)
     rate = getattr(sparsity, f"{place}_keep_rate")
     return SelectorContext(width, count, kept, rate, predictor, place, config.decoder.initializer_range)
+
+
+def selector_classes(config: ModelConfig) -> tuple[Any, ...]:
+    """What builds the model's selectors at present: a name means another class once a notebook's cell is run again."""
+    found = []
+    for place in PLACES:
+        if (name := getattr(config.sparsity, f"{place}_selector")) is not None:
+            found.append(find_selector(name, selector_context(config, place)))
+    return tuple(found)
 
 
 def _selector(rngs: nnx.Rngs, config: ModelConfig, place: Place) -> Any:

@@ -142,7 +142,7 @@ def load_selector(name: str, context: SelectorContext, rngs: nnx.Rngs) -> Any:
         InputError: an unknown name, a module or class that is not there, a class that cannot be built as
             `Class(rngs, context)`, whose instances are not callable, or that is not meant for this place.
     """
-    make = _find(name, context)
+    make = find_selector(name, context)
     try:
         if isinstance(make, type):  # a module's metaclass hides the constructor's own signature
             inspect.signature(make.__init__).bind(None, rngs, context)
@@ -211,7 +211,8 @@ def _checked(result: Any, wanted: tuple[int, ...], what: str) -> Array:
     return jnp.asarray(result, jnp.float32)
 
 
-def _find(name: str, context: SelectorContext) -> Callable[..., Any]:
+def find_selector(name: str, context: SelectorContext) -> Callable[..., Any]:
+    """What builds the selector of that name, as `load_selector` does; raises InputError where there is none."""
     own = name not in _BUILT_IN
     if not own:
         if name == "learned" and context.place in ("tower", "embed"):

@@ -9,14 +9,17 @@ import pytest
 from flax import nnx
 
 from dynllava_jax.checkpoint import store
-from dynllava_jax.checkpoint.leaves import leaf_shapes, targets
+from dynllava_jax.checkpoint.leaves import abstract_model, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import load
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.config.presets import dynamic_llava_7b
 from dynllava_jax.errors import InputError
+from dynllava_jax.nn.param import normal, param
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import param_shardings
+from dynllava_jax.sparsify.selector import SelectorContext
 from tests.checkpoint.test_store import CONFIG, random_leaves
+from tests.inference import own_selectors
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,23 @@ def params(model: nnx.Module) -> dict[str, jax.Array]:
 
 def with_sparsity(**changes: object) -> ModelConfig:
     return dataclasses.replace(CONFIG, sparsity=dataclasses.replace(CONFIG.sparsity, **changes))
+
+
+def test_a_selector_that_was_written_anew_is_the_one_that_is_built(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a notebook's cell with `__main__:Class` is changed and run again."""
+    config = with_sparsity(tower_selector="tests.inference.own_selectors:Norm", tower_keep_rate=0.5)
+    assert abstract_model(config) is abstract_model(config)
+    assert type(load(checkpoint, config).tower_selector) is own_selectors.Norm
+
+    class Anew(own_selectors.Norm):
+        def __init__(self, rngs: nnx.Rngs, context: SelectorContext):
+            self.weight = param(rngs, (3,), (None,), normal(1.0))
+
+    monkeypatch.setattr(own_selectors, "Norm", Anew)
+    assert type(load(checkpoint, config, fresh=True).tower_selector) is Anew
+    assert "tower_selector/weight" in leaf_shapes(config)
 
 
 @pytest.mark.parametrize("sparse_layer", [1, 2, 3])

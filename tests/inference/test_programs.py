@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from dynllava_jax.config.model import ModelConfig
+from dynllava_jax.errors import InputError
 from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets, Shape
 from dynllava_jax.inference.load import load
@@ -114,6 +115,15 @@ def test_programs_are_kept_in_the_folder_that_was_named_last(tmp_path: Path) -> 
         load("demo", compile_cache=tmp_path / str(number))
         jax.jit(lambda x, number=number: x + number)(1.0)
         assert any((tmp_path / str(number)).iterdir())
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_their_folder_may_be_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load("demo", compile_cache="~/programs")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match="compile_cache is empty; name something, or leave it out"):
+        load("demo", compile_cache="")
 
 
 @pytest.mark.parametrize("seed", range(3))
