@@ -3,6 +3,7 @@
 `pathlib.Path("gs://bucket/x")` is `gs:/bucket/x`, so an address is kept as text until it passes through here.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TypeAlias
 from etils import epath
 
 from dynllava_jax.config.check import check_type
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 AnyPath: TypeAlias = Path | epath.Path
 
@@ -21,7 +22,8 @@ def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> Any
     """The path, with the `~` at its start that shells leave alone in an option such as `--out=~/FILE`.
 
     Raises:
-        InputError: it is no path, is empty, which pathlib takes for the current folder, or lies at the home of nobody.
+        InputError: it is no path, is empty, which pathlib takes for the current folder, lies at the home of nobody, or
+            can be no file's name.
     """
     check_type(where, str | os.PathLike, name)
     text = os.fspath(where)
@@ -32,6 +34,12 @@ def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> Any
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise InputError(f"{name} {text}: nobody here is called {path.split('/')[0]}; give another path.")
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:  # the latter: a NUL
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{name} {shown(text)} is nothing that a file can be called ({reason}); give another.") from None
     return Path(path)
 
 

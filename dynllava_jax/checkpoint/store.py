@@ -112,7 +112,7 @@ def write(
     check_free(dst)
     # A bucket has no renaming: there, a checkpoint is whole when its config.json, written last, is there.
     partial = dst if is_remote(dst) else dst.with_name(dst.name + ".tmp")
-    if partial.exists() and not (partial / "hashes.json").exists() and any(partial.iterdir()):
+    if not is_free(partial) and not (partial / "hashes.json").exists():
         raise InputError(f"{partial} is in the way and is no unfinished checkpoint; remove it.")
     finished = _finished(partial, identity)
     try:
@@ -149,10 +149,15 @@ def _clear(partial: AnyPath, finished: Mapping[str, Any]) -> None:
 def check_free(dst: AnyPath) -> None:
     """Raises InputError when `dst` cannot become a checkpoint."""
     unfinished = is_remote(dst) and (dst / "hashes.json").exists() and not (dst / "config.json").exists()
-    if not unfinished and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+    if not unfinished and not is_free(dst):
         raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
     if not is_remote(dst) and dst.name in ("", ".."):
         raise InputError(f"DST must be a folder's own name, not {str(dst)!r}: while it is written it is NAME.tmp.")
+
+
+def is_free(path: AnyPath) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def package_versions() -> dict[str, str]:

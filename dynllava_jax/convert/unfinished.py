@@ -18,7 +18,7 @@ def check_free(dst: AnyPath) -> None:
     """Raises InputError when `dst` is taken; on a bucket, what a killed export left is there under DST's own name."""
     if isinstance(dst, Path):
         store.check_free(dst)
-    elif dst.exists() and any(dst.iterdir()) and ((dst / "config.json").exists() or not (dst / _MARK).exists()):
+    elif not store.is_free(dst) and ((dst / "config.json").exists() or not (dst / _MARK).exists()):
         raise InputError(f"{dst} exists already and is not overwritten; give another DST or remove it.")
 
 
@@ -40,7 +40,7 @@ def unfinished(dst: AnyPath, identity: str) -> Iterator[Path]:
     mark = None
     if (partial / _MARK).is_file():
         mark = (partial / _MARK).read_text()
-    elif partial.exists() and any(partial.iterdir()):
+    elif not store.is_free(partial):
         raise InputError(f"{partial} is in the way and is no unfinished export; remove it.")
     with _or_nothing(dst, partial):
         if mark != identity:

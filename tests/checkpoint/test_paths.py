@@ -52,6 +52,25 @@ def test_what_is_no_path_is_refused(wrong: Any) -> None:
             use(wrong)
 
 
+@pytest.mark.parametrize(("wrong", "reason"), [("x" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+def test_what_can_be_no_files_name_is_refused(wrong: str, reason: str) -> None:
+    for use in (dl.load, open_source, lambda name: convert(name, "dst"), lambda name: convert("src", name)):
+        with pytest.raises(InputError, match=rf"is nothing that a file can be called \({reason}\); give another"):
+            use(wrong)
+
+
+def test_a_file_where_a_folder_is_made_is_in_the_way(tmp_path: Path) -> None:
+    convert(GOLDEN / "checkpoint", tmp_path / "model", vision_tower=GOLDEN / "vision_tower")
+    (tmp_path / "dst.tmp").write_text("somebody's")
+    for write in (
+        lambda dst: convert(GOLDEN / "checkpoint", dst, vision_tower=GOLDEN / "vision_tower"),
+        lambda dst: export(tmp_path / "model", dst, layout="official"),
+    ):
+        with pytest.raises(InputError, match=r"dst\.tmp is in the way and is no unfinished .*; remove it"):
+            write(tmp_path / "dst")
+    assert (tmp_path / "dst.tmp").read_text() == "somebody's"
+
+
 def test_the_current_folder_has_no_name_to_be_unfinished_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(GOLDEN / "checkpoint", tmp_path / "model", vision_tower=GOLDEN / "vision_tower")
     (tmp_path / "empty").mkdir()
