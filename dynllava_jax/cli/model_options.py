@@ -1,4 +1,4 @@
-"""Options that choose and place a model, and those that shape an answer; shared by `generate` and `chat`."""
+"""Options that choose and place a model, and those that shape an answer: of `generate`, `chat`, `show` and `eval`."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""`--json [FILE]`, the same for every command."""
+"""What commands write: `--json [FILE]`, the same for all of them, and files and folders that options name."""
 
 import argparse
 import json

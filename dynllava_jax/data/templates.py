@@ -1,7 +1,7 @@
 """Conversation formats: how questions and answers become the one text that a checkpoint was trained on.
 
 The strings are facts of the formats (official `llava/conversation.py`); one character more or less changes the
-token ids. A format is six strings, so there is one renderer and no separator style to switch on.
+token ids. A format is a handful of strings, so there is one renderer and no separator style to switch on.
 """
 
 import dataclasses
