@@ -38,8 +38,8 @@ def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> Any
         os.lstat(path)
     except (OSError, ValueError) as error:  # the latter: a NUL
         if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{name} {shown(text)} is nothing that a file can be called ({reason}); give another.") from None
+            told = f"{shown(text)} is nothing that a file can be called ({getattr(error, 'strerror', None) or error})"
+            raise InputError(f"{name} {told}; give another.") from None
     return Path(path)
 
 
