@@ -111,7 +111,7 @@ class Trainer:
 
         Returns:
             The next state; "loss", its terms, keep rates (NaN where nothing was judged), learning rates, "tau",
-            "grad_norm" (whole and by part), "tokens" that are supervised, "samples" that count.
+            "grad_norm" (whole and by part), "samples" that count, their "read_tokens", "tokens" that are supervised.
         """
         with constraints(self._constraint):
             changed, metrics = self._step((state.params, state.adam, state.step), state.frozen, batch, noise)
