@@ -1,5 +1,6 @@
 """The ways in which this package says no."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _MOST = 120
@@ -12,6 +13,12 @@ def shown(value: Any) -> str:
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= _MOST else f"{text[: _MOST - 20]} … ({len(text)} characters)"
+
+
+def some(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 class InputError(ValueError):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 
 from dynllava_jax.checkpoint.leaves import Target
 from dynllava_jax.config.training import LoraConfig
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, some
 from dynllava_jax.nn.linear import LORA_NAMES
 
 
@@ -53,8 +53,7 @@ def pairs(
             elif found[path] != shape:
                 problems.append(f"{path} has shape {list(found[path])}, not {list(shape)}")
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{where} has adapters that do not fit its model: {'; '.join(problems[:5])}{more}.")
+        raise InputError(f"{where} has adapters that do not fit its model: {some(problems, '; ')}.")
     return made
 
 

@@ -5,6 +5,7 @@ and comes back has the same one.
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynllava_jax.checkpoint.leaves import nbytes
 from dynllava_jax.checkpoint.source import open_source
 from dynllava_jax.config.json_codec import to_json
 
@@ -82,7 +84,7 @@ def inspect(
         InputError: no checkpoint, or a damaged one.
     """
     source = open_source(path)
-    size = {leaf: _nbytes(shape, source.dtypes[leaf]) for leaf, shape in source.shapes.items()}
+    size = {leaf: nbytes(shape, source.dtypes[leaf]) for leaf, shape in source.shapes.items()}
     on_start(sum(size.values()))
     squares: dict[str, float] = {}
     not_finite: dict[str, int] = {}
@@ -116,7 +118,7 @@ def inspect(
         rows=rows,
         carried=len(source.carried()),
         dtypes=dict(dtypes),
-        parameters=sum(int(np.prod(shape, dtype=np.int64)) for shape in source.shapes.values()),
+        parameters=sum(math.prod(shape) for shape in source.shapes.values()),
         nbytes=sum(size.values()),
         content_hash=source.content_hash,
     )
@@ -129,10 +131,6 @@ def _stacked(leaf: str) -> bool:
 def _order(leaf: str) -> tuple[Any, ...]:
     """Layers by number, not by letter."""
     return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", leaf))
-
-
-def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
 _CHUNK = 1 << 22

@@ -7,10 +7,13 @@ A stacked parameter of the model (`decoder/deep/mlp/up/kernel [L-l, …]`) is ke
 
 import dataclasses
 import functools
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from dynllava_jax.config.model import ModelConfig
@@ -66,6 +69,11 @@ def _targets(config: ModelConfig, classes: tuple[Any, ...]) -> tuple[Target, ...
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every leaf that a checkpoint of this model holds."""
     return {leaf: target.leaf_shape for target in targets(config) for leaf in target.leaves}
+
+
+def nbytes(shape: Sequence[int], dtype: str) -> int:
+    """What an array takes."""
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def item_of(leaf: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from dynllava_jax.checkpoint import adapters, checksums, hashes, orbax_items, store, trained
-from dynllava_jax.checkpoint.leaves import Target, targets
+from dynllava_jax.checkpoint.leaves import Target, nbytes, targets
 from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
 from dynllava_jax.config.model import ModelConfig
 from dynllava_jax.errors import InputError
@@ -204,12 +204,12 @@ def _groups(stored: Mapping[str, tuple[str, Any]], names: list[str]) -> Iterator
     size = 0
     for name in names:
         item, entry = stored[name]
-        nbytes = int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
-        if group and (size + nbytes > _GROUP or item != stored[group[0]][0]):
+        more = nbytes(entry["shape"], entry["dtype"])
+        if group and (size + more > _GROUP or item != stored[group[0]][0]):
             yield group
             group, size = [], 0
         group.append(name)
-        size += nbytes
+        size += more
     if group:
         yield group
 

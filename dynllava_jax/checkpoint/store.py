@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from dynllava_jax.checkpoint import hashes, orbax_items, versions
-from dynllava_jax.checkpoint.leaves import item_of
+from dynllava_jax.checkpoint.leaves import item_of, nbytes
 from dynllava_jax.checkpoint.paths import AnyPath, as_path, is_remote, remove_tree
 from dynllava_jax.checkpoint.prefetch import ahead
 from dynllava_jax.checkpoint.written import Written
@@ -230,7 +230,7 @@ def _write_into(
     _write_json(folder / "hashes.json", listing)
     for item, content in ahead(_items(leaves, carried, finished)):
         if content is None:
-            progress(sum(_nbytes(entry) for entry in finished[item].values()))
+            progress(sum(nbytes(entry["shape"], entry["dtype"]) for entry in finished[item].values()))
             continue
         with ThreadPoolExecutor(1) as pool:  # writing waits for the disk while hashing computes
             described = pool.submit(hashes.describe, content)
@@ -290,10 +290,6 @@ def _put(folder: AnyPath, name: str, data: bytes, files: dict[str, str]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     files[name] = hashes.hash_bytes(data)
-
-
-def _nbytes(entry: Mapping[str, Any]) -> int:
-    return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
 
 
 def _write_json(path: AnyPath, value: Any) -> None:

@@ -21,7 +21,7 @@ from dynllava_jax.convert.table import (
     decoder_rules,
     tower_rules,
 )
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, some
 
 Family = Literal["official", "hf"]
 FAMILIES: tuple[Family, ...] = ("official", "hf")
@@ -148,8 +148,7 @@ def make_plan(
                 shape = (vocab_size, shape[1])
             tensors.append(_tensor(rule.source, where, rule, None, shape, dtype or leaves[leaf].dtype))
     if nameless:
-        more = f" and {len(nameless) - 5} more" if len(nameless) > 5 else ""
-        raise InputError(f"The {names.layout.name} layout cannot express {', '.join(nameless[:5])}{more}.")
+        raise InputError(f"The {names.layout.name} layout cannot express {some(nameless)}.")
     for spec in carried:
         if source == names and config.decoder.tie_embeddings and spec.name == names.layout.head:
             # The embedding once more, which may have been trained since it was carried.

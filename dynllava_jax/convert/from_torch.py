@@ -33,7 +33,7 @@ from dynllava_jax.data.prompt import round_ids
 from dynllava_jax.data.templates import get_template
 from dynllava_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from dynllava_jax.data.tokenizer import Tokenizer
-from dynllava_jax.errors import InputError, shown
+from dynllava_jax.errors import InputError, shown, some
 
 Preference = Literal["given", "inside"]
 
@@ -158,8 +158,7 @@ def convert(
         shardings=shardings,
     )
     if not_finite:
-        some = ", ".join(sorted(not_finite)[:5])
-        notes.append(f"NaN or infinite values in {len(not_finite)} tensors: {some}")
+        notes.append(f"NaN or infinite values in {len(not_finite)} tensors: {some(sorted(not_finite))}")
     return Report(
         str(dst),
         source.layout.name,

@@ -15,7 +15,7 @@ from dynllava_jax.checkpoint.paths import AnyPath
 from dynllava_jax.config.json_file import is_whole
 from dynllava_jax.config.source import Source
 from dynllava_jax.convert.read_torch import TensorInfo, TorchWeights, read_json, stamp_of
-from dynllava_jax.errors import InputError, shown
+from dynllava_jax.errors import InputError, shown, some
 
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
@@ -132,8 +132,7 @@ class OverlaidWeights(TorchWeights):
                 problems.append(f"{target} {list(info.shape)} does not fit adapters {list(a)} and {list(b)}")
             pairs[target] = _Pair(found["A"], found["B"], factor)
         if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise InputError(f"{self.folder} does not fit its base: {'; '.join(problems[:5])}{more}.")
+            raise InputError(f"{self.folder} does not fit its base: {some(problems, '; ')}.")
         return pairs
 
 

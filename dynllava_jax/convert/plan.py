@@ -20,7 +20,7 @@ from dynllava_jax.convert.table import (
     tower_rules,
 )
 from dynllava_jax.convert.tower import Tower
-from dynllava_jax.errors import InputError, shown
+from dynllava_jax.errors import InputError, shown, some
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _MAX_SHOWN = 40
@@ -172,6 +172,5 @@ def _shape(weights: TorchWeights, name: str) -> list[int]:
 
 
 def _message(weights: TorchWeights, problems: list[str]) -> str:
-    more = f"; and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
     count = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
-    return f"{weights.folder}: {count} not fit its config.json: {'; '.join(problems[:_MAX_SHOWN])}{more}."
+    return f"{weights.folder}: {count} not fit its config.json: {some(problems, '; ', _MAX_SHOWN)}."

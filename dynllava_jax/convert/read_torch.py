@@ -16,7 +16,7 @@ import numpy as np
 from dynllava_jax.checkpoint.paths import AnyPath, size_of
 from dynllava_jax.config.json_file import read_object
 from dynllava_jax.convert.safetensors_file import MAX_RANK, SafetensorsFile
-from dynllava_jax.errors import InputError, shown
+from dynllava_jax.errors import InputError, shown, some
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -88,7 +88,7 @@ class TorchWeights:
         wrong += [name for name in self.infos if name not in expected]
         if wrong:
             raise InputError(
-                f"{self.folder / index} and its files disagree about {len(wrong)} tensors: {_some(wrong)}; "
+                f"{self.folder / index} and its files disagree about {len(wrong)} tensors: {some(wrong)}; "
                 "download the folder again."
             )
 
@@ -107,10 +107,6 @@ def has_torch_weights(folder: AnyPath) -> bool:
 def read_json(path: AnyPath) -> dict[str, Any]:
     """Raises InputError when the file is no JSON object."""
     return read_object(path, "download it again")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _weight_map(folder: AnyPath, index: str) -> dict[str, str]:
