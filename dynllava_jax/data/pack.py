@@ -1,14 +1,17 @@
 """Any source becomes a folder of shards: few large files, checksums, no picture that cannot be read."""
 
+import contextlib
 import dataclasses
+import fcntl
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from etils import epath
 from PIL import Image
 
-from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, folder
+from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, folder, is_remote
 from dynllava_jax.data.records import Record, SampleError
 from dynllava_jax.data.shard_writer import ShardWriter, writing
 from dynllava_jax.data.source import Source
@@ -57,7 +60,7 @@ def pack(
 
     Raises:
         InputError: `out` holds something else, or shards of another source or with other settings, or cannot be
-            written.
+            written, or another process packs into it.
     """
     request = {
         "source": source.name,
@@ -69,12 +72,24 @@ def pack(
     path = folder(out)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        return _pack(source, path, request, workers, on_start, on_sample)
+
+
+def _pack(
+    source: Packable,
+    path: epath.Path,
+    request: dict[str, Any],
+    workers: int,
+    on_start: Callable[[int, int], None],
+    on_sample: Callable[[], None],
+) -> Manifest:
     done = _earlier(path, request)
     if (path / FINISHED).exists():
         (path / UNFINISHED).unlink(missing_ok=True)
         return done
     on_start(len(source), done.read)
-    writer = ShardWriter(path, shard_bytes)
+    writer = ShardWriter(path, request["shard_bytes"])
     left_out = {reason: list(ids) for reason, ids in done.left_out.items()}
     read = done.read
 
@@ -87,7 +102,7 @@ def pack(
         return manifest
 
     try:
-        for result in in_order(_Prepare(source, short_side), range(done.read, len(source)), workers):
+        for result in in_order(_Prepare(source, request["short_side"]), range(done.read, len(source)), workers):
             read += 1
             if isinstance(result, SampleError):
                 left_out.setdefault(result.reason, []).append(result.id)
@@ -139,6 +154,32 @@ class _Prepare:
         file = io.BytesIO()
         picture.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY, subsampling=0)
         return file.getvalue()
+
+
+@contextlib.contextmanager
+def _alone(path: epath.Path) -> Iterator[None]:
+    """Refuses a second process in the same folder: both would write into one file. On a bucket each has its own.
+
+    Raises:
+        InputError: another process packs into the folder.
+    """
+    if is_remote(path):
+        yield
+        return
+    with writing(path):
+        number = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path} is being packed by another process; wait until that has ended, or give another folder."
+            ) from None
+        except OSError:
+            pass  # a file system that does not lock folders, as some networks'
+        yield
+    finally:
+        os.close(number)
 
 
 def _earlier(path: epath.Path, request: dict[str, Any]) -> Manifest:

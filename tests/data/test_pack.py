@@ -93,6 +93,18 @@ def test_training_is_told_what_was_left_out(source: JsonSource, tmp_path: Path) 
     assert (report.samples, str(report).endswith("; 2 more were bad when they were packed")) == (10, True)
 
 
+def test_a_second_process_in_a_folder_is_refused(source: JsonSource, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def again(total: int, done: int) -> None:
+        with pytest.raises(InputError, match=rf"^{out} is being packed by another process; wait until that has ended"):
+            pack(source, str(out), shard_bytes=SHARD)
+
+    made = pack(source, str(out), shard_bytes=SHARD, on_start=again)
+    assert sorted(path.name for path in out.iterdir()) == [*(shard.file for shard in made.shards), "manifest.json"]
+    assert ShardSource.open(str(out)).damaged() == ()
+
+
 def test_without_the_library_no_shard_is_called_damaged(
     source: JsonSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
