@@ -1,6 +1,7 @@
 """One batch of prepared requests on its way through the engine, seen from the host."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from dynllava_jax.config.sparsity import SparsityConfig
 from dynllava_jax.data.batch import make_batch
 from dynllava_jax.data.spans import Sample
+from dynllava_jax.errors import InputError
 from dynllava_jax.inference.buckets import Shape
 from dynllava_jax.inference.cache import Cache, StackCache
 from dynllava_jax.inference.decode import NEVER_FED, DecodeState
@@ -180,6 +182,7 @@ class Run:
             held=[],
             seconds={},
         )
+        _check_patches(run.kept, engine.config.vision.num_features)
         run._look()
         run.seconds = {"prefill": time.perf_counter() - began, "decode": 0.0}
         return run
@@ -191,6 +194,16 @@ class Run:
         self.done, lengths = jax.device_get((self.state.done, lengths))
         shallow, deep = np.zeros((2, len(self.done)), np.int32) if lengths is None else lengths
         self.held = [{"shallow": int(shallow[row]), "deep": int(deep[row])} for row in range(len(self.tokens))]
+
+
+def _check_patches(kept: Sequence[Sequence[Sequence[int]]], count: int) -> None:
+    """Raises InputError for what no shape shows of a selector of one's own: it merges into no place, or one twice."""
+    for patches in itertools.chain.from_iterable(kept):
+        if len({patch for patch in patches if 0 <= patch < count}) < len(patches):
+            raise InputError(
+                "An image selector merges tokens at an index that is none, or stands twice: each must be another token "
+                "of the image (see sparsify.selector.Merged)."
+            )
 
 
 def asked_of(prepared: Sequence[Prepared], rows: int) -> Asked:

@@ -175,7 +175,7 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
     It is held against the protocol while it is traced, so that nothing broadcasts silently.
 
     Raises:
-        InputError: names the class and the shape wanted.
+        InputError: names the class and the shape or dtype wanted.
     """
     result, name = selector(dataclasses.replace(view, kept=context.kept)), type(selector).__name__
     samples, images, count, width = view.features.shape
@@ -186,6 +186,8 @@ def check_result(selector: ImageSelector, context: SelectorContext, view: ImageV
             raise InputError(
                 f"{name} merges into tokens {tokens} at index {index}; wanted are {wanted} and {wanted[:3]}."
             )
+        if not jnp.issubdtype(result.index.dtype, jnp.integer):
+            raise InputError(f"{name} merges at an index of {result.index.dtype}; wanted are whole numbers.")
         order = jnp.argsort(result.index, axis=-1)  # as they will stand in the sequence
         return Merged(
             jnp.take_along_axis(result.tokens, order[..., None], axis=2),

@@ -15,6 +15,7 @@ from dynllava_jax.inference.assistant import Assistant
 from dynllava_jax.inference.buckets import Buckets
 from dynllava_jax.inference.request import Answer, Request
 from dynllava_jax.model.dynllava import DynamicLlava
+from dynllava_jax.sparsify.selector import ImageView, Merged
 from dynllava_jax.testing import synthetic_image, tiny_assistant, tiny_config
 from tests.inference import own_selectors
 
@@ -103,6 +104,24 @@ def test_merged_tokens(place: str) -> None:
     assert answers[1].kept_image_tokens == [list(range(0, 16, 2))] * 2
     length = 8 if place != "image" else 16
     assert answers[0].cache_tokens["shallow"] - answers[0].cache_tokens["deep"] == length - 8
+
+
+@pytest.mark.parametrize("place", ["tower", "embed", "image"])
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_merging_into_no_place_or_into_one_twice_is_refused(
+    place: str, shift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = own_selectors.Pairs.__call__
+
+    def wrong(self: own_selectors.Pairs, view: ImageView) -> Merged:
+        merged = pairs(self, view)
+        return Merged(merged.tokens, merged.index * (shift > 0) + shift)
+
+    monkeypatch.setattr(own_selectors.Pairs, "__call__", wrong)
+    of = assistant(**{f"{place}_selector": OWN + "Pairs", f"{place}_keep_rate": 0.5})
+    with pytest.raises(InputError, match="merges tokens at an index that is none, or stands twice"):
+        of.generate(PICTURES[0], "What is it?", max_new_tokens=2)
+    assert of.generate(None, "What is it?", max_new_tokens=2).token_ids
 
 
 def test_patches_are_the_original_ones_after_three_selections() -> None:

@@ -180,6 +180,15 @@ def test_what_is_no_array_in_a_merge_is_named(monkeypatch: pytest.MonkeyPatch) -
         _check(selector, _view())
 
 
+def test_an_index_of_no_whole_numbers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    shape = (2, 3, _context().kept)
+    made = Merged(jnp.ones((*shape, 8)), jnp.zeros(shape))
+    selector: Any = type("Own", (), {"__call__": lambda self, view: made})()
+    with pytest.raises(InputError, match="Own merges at an index of float32; wanted are whole numbers"):
+        _check(selector, _view())
+
+
 @pytest.mark.parametrize(
     ("margins", "words"),
     [
