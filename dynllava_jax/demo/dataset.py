@@ -108,7 +108,10 @@ def write(
         for record in in_order(_Draw(folder, split, mixture, seed), range(count), workers):
             records.append(record)
             progress(1)
-        file.write_text("[\n" + ",\n".join(records) + "\n]\n")
+        # Whole or not there at all: what is there is not made again.
+        partial = file.with_name(f"{file.name}.tmp")
+        partial.write_text("[\n" + ",\n".join(records) + "\n]\n")
+        partial.replace(file)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return file

@@ -115,6 +115,15 @@ def test_the_command_writes_what_training_reads(tmp_path: Path, capsys: pytest.C
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_disk_that_is_full_leaves_no_list_that_looks_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.json.tmp").symlink_to("/dev/full")
+    assert main(["demo", "make", str(tmp_path), "--samples", "2"]) == 2
+    assert f"{tmp_path} cannot be written: No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "train.json").exists()
+
+
 def test_processes_write_the_same_bytes_in_the_same_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for workers in ("0", "2"):
         command = ["demo", "make", str(tmp_path / workers), "--samples", "40", "--seed", "3", "--workers", workers]
