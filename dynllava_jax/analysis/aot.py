@@ -23,6 +23,8 @@ from dynllava_jax.errors import InputError
 
 _TPUS = ("v4", "v5e", "v5p", "v6e")
 _GPUS = {"a100": "a100_80gb", "a100-40": "a100_40gb", "h100": "h100_80gb", "h200": "h200"}
+_MOST_DEVICES = 1 << 16
+"""Each is an object: millions of them fill the memory."""
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # else libtpu asks the network what machine it is on
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process, such as a test worker, fails on a lock file
@@ -55,9 +57,11 @@ def topology(name: str) -> list[Any]:
         InputError: an unknown name or shape, or the compiler is not installed.
     """
     kind, _, shape = name.partition(":")
-    if not re.fullmatch(r"\d+(x\d+)*", shape) or kind not in (*_TPUS, *_GPUS):
+    if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", shape) or kind not in (*_TPUS, *_GPUS):
         known = ", ".join((*_TPUS, *_GPUS))
         raise InputError(f"Topology '{name}' is not known; use {known} with a shape, such as v5e:2x2 or a100:1x8.")
+    if math.prod(map(int, shape.split("x"))) > _MOST_DEVICES:
+        raise InputError(f"Topology '{name}' has more than {_MOST_DEVICES} devices; give a smaller one.")
     package = "libtpu" if kind in _TPUS else "jax_cuda13_plugin"
     if importlib.util.find_spec(package) is None:
         raise InputError(f"Compiling for {kind} needs {package}; run: pip install 'dynllava_jax[aot]'")

@@ -93,6 +93,8 @@ def load(
     }
     for name, (value, hint) in wanted.items():
         check_type(value, hint, name)
+    if device == "":
+        raise InputError("device is empty; name one, or leave it out.")
     check_jax_settings()
     fused_products(products)  # a name that there is not
     if dtype is not None and dtype not in DTYPES:
@@ -179,7 +181,7 @@ def _adjust(
     fields: Mapping[str, Any],
 ) -> ModelConfig:
     known = [field.name for field in dataclasses.fields(SparsityConfig)]
-    if unknown := sorted(set(fields) - set(known)):
+    if unknown := sorted(set(fields) - set(known), key=str):
         raise InputError(f"sparsity has no field {unknown[0]!r}; there are {', '.join(known)}.")
     sparsity = dataclasses.replace(config.sparsity, **fields)
     if keep_rate is not None:

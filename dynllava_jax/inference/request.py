@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 from dynllava_jax.inference.sampling import GREEDY, Sampler
 
 
@@ -31,11 +31,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
-            raise InputError(f"The question must be text, not {self.question!r}.")
+            raise InputError(f"The question must be text, not {shown(self.question)}.")
         try:
             self.question.encode()
         except UnicodeEncodeError:
-            raise InputError(f"The question {self.question!r} has half a character (a lone surrogate).") from None
+            raise InputError(f"The question {shown(self.question)} has half a character (a lone surrogate).") from None
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
         if not isinstance(self.sampler, Sampler):

@@ -60,9 +60,15 @@ def test_a_donated_cache_in_its_own_layout_is_updated_in_place(name, count):
     assert needs.temporaries < 0.05 * needs.arguments
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "a100:8x", "b200:1x8", ""])
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "a100:8x", "b200:1x8", "a100:1x9999999", ""])
 def test_unknown_names_are_refused(name):
     with pytest.raises(InputError, match="is not known; use v4, v5e, v5p, v6e, a100, a100-40, h100, h200 with a shape"):
+        topology(name)
+
+
+@pytest.mark.parametrize("name", ["h100:99999x8", "v5e:512x512"])
+def test_more_devices_than_the_memory_holds_are_refused(name):
+    with pytest.raises(InputError, match=f"'{name}' has more than 65536 devices; give a smaller one"):
         topology(name)
 
 

@@ -185,9 +185,11 @@ def test_warmup_names_what_is_no_shape(assistant: Assistant, shapes: Any, words:
         ({"model": "s3://bucket/model"}, "s3://bucket/model needs a package for its kind of address"),
         ({"mesh": {"data": 1}}, "mesh must be str or Mesh or None"),
         ({"device": 0}, "device must be str or None"),
+        ({"device": ""}, "device is empty; name one, or leave it out"),
         ({"output_keep": "no"}, "output_keep must be bool"),
         ({"template": 5}, "template must be str or None"),
         ({"sparsity": dl.SparsityConfig()}, "sparsity must be Mapping or None"),
+        ({"sparsity": {5: 1, "keep": 0.2}}, "sparsity has no field 5; there are sparse_layer"),
         ({"buckets": {"rows": (1,)}}, "buckets must be Buckets or None"),
         ({"attention": ()}, "attention names no implementation"),
         ({"attention": 5}, "attention must be str or Sequence or None"),
@@ -204,6 +206,14 @@ def test_load_names_an_option_that_is_none(
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(dl.InputError, match=words):
         dl.load(**options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("question", ["a" * 1000 + "\ud800", b"a" * 1000])
+def test_a_long_question_is_not_quoted_whole(question: Any) -> None:
+    with pytest.raises(dl.InputError, match=r"The question .* … \(1\d\d\d characters\)") as caught:
+        dl.Request(question)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_stream_is_the_answer_in_pieces(assistant: Assistant) -> None:
