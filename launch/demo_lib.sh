@@ -9,6 +9,10 @@ if [[ ! ${1:-} ]]; then
   echo "${0##*/}: WORKDIR is missing; it says at its top how it is called." >&2
   exit 2
 fi
+if [[ $1 == -* ]]; then # a folder of that name, and hours of work in it, is what nobody means
+  echo "${0##*/}: $1 is no WORKDIR; it says at its top how it is called." >&2
+  exit 2
+fi
 if [[ $1 == /* ]]; then work=$1; else work=$PWD/$1; fi # it was named from where the caller stands
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 

@@ -6,6 +6,7 @@ Writes dynllava_jax/demo/tokenizer; whoever changes the texts runs it again and 
 preset `demo` (vocab_size, round_ids).
 """
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def texts() -> Iterable[str]:
 
 
 def main() -> None:
+    # So that --help, or a folder that is named, writes nothing.
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_tokenizer(FOLDER, vocab_size=VOCABULARY, texts=texts())
     tokenizer = Tokenizer.load(FOLDER)
     print(f"vocab_size={tokenizer.vocab_size}, round_ids={round_ids(tokenizer, get_template('vicuna_v1'))}")

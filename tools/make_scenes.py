@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.samples < 1 or args.seed < 0:
+        parser.error("--samples must be 1 or more, and --seed 0 or more")
     (args.folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(args.seed)
     records = [_sample(args.folder, number, rng) for number in range(args.samples)]

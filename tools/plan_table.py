@@ -53,6 +53,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="make at most so many (all)")
     parser.add_argument("--write", action="store_true", help="write docs/plan.md")
     args = parser.parse_args()
+    if args.rows is not None and args.rows < 0:
+        parser.error(f"--rows must be 0 or more, not {args.rows}")
     args.folder.mkdir(parents=True, exist_ok=True)
     asked = {row.name: row for row in rows()}.values()
     if args.write:

@@ -71,3 +71,13 @@ def test_the_work_folder_is_named_from_where_the_caller_stands(desk: Desk) -> No
 @pytest.mark.parametrize("script", ["demo_recipe.sh", "demo_ablations.sh"])
 def test_a_missing_work_folder_is_named(desk: Desk, script: str) -> None:
     assert desk.run(script) == (2, "", f"{script}: WORKDIR is missing; it says at its top how it is called.\n")
+
+
+@pytest.mark.parametrize("script", ["demo_recipe.sh", "demo_ablations.sh"])
+def test_an_option_is_no_work_folder(desk: Desk, script: str) -> None:
+    """Asked for its help it drew 60 000 pictures into a folder called --help."""
+    desk.fake("dynllava")
+    desk.cwd = desk.folder
+    status, _, error = desk.run(script, "--help")
+    assert (status, error) == (2, f"{script}: --help is no WORKDIR; it says at its top how it is called.\n")
+    assert not desk.calls("dynllava")

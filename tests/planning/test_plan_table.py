@@ -146,3 +146,12 @@ def test_only_what_is_missing_is_made(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["plan_table.py", "--folder", str(folder), "--rows", "3"])
     assert plan_table.main() == 1
     assert made == ["training_7B_a100-1x8", "training_7B_h100-1x8", "training_13B_a100-1x8"]
+
+
+def test_fewer_than_no_rows_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a slice's end it made all but the last."""
+    monkeypatch.setattr("sys.argv", ["plan_table.py", "--rows", "-1"])
+    monkeypatch.setattr(plan_table, "make", lambda *_: pytest.fail("a row is made"))
+    with pytest.raises(SystemExit):
+        plan_table.main()
+    assert "--rows must be 0 or more, not -1" in capsys.readouterr().err
