@@ -22,15 +22,18 @@ def as_path(where: str | os.PathLike, name: str = "The name of a folder") -> Any
     """The path, with the `~` at its start that shells leave alone in an option such as `--out=~/FILE`.
 
     Raises:
-        InputError: it is no path, is empty, which pathlib takes for the current folder, lies at the home of nobody, or
-            can be no file's name.
+        InputError: it is no path, is empty, which pathlib takes for the current folder, lies at the home of nobody or
+            at an address that is no bucket's, or can be no file's name.
     """
     check_type(where, str | os.PathLike, name)
     text = os.fspath(where)
     if not text:
         raise InputError(f"{name} is empty; name something, or leave it out.")
     if is_remote(text):
-        return epath.Path(text)
+        try:
+            return epath.Path(text)
+        except KeyError:  # the kind of address, to which etils has no way
+            raise InputError(f"{name} {text}: nothing is read at such addresses; give a path, or gs://….") from None
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise InputError(f"{name} {text}: nobody here is called {path.split('/')[0]}; give another path.")

@@ -97,13 +97,13 @@ def _text_only(seen: Any) -> Any:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from dynllava_jax.checkpoint.paths import as_path
+    from dynllava_jax.checkpoint.paths import as_path, reachable
     from dynllava_jax.checkpoint.source import open_source
     from dynllava_jax.config.presets import get_preset
 
     if args.model is None:
-        return get_preset(args.preset or "dynamic_llava_7b")
-    if not as_path(args.model, "--model").is_dir():
+        return get_preset("dynamic_llava_7b" if args.preset is None else args.preset)
+    if not reachable(as_path(args.model, "--model")).is_dir():
         raise InputError(f"--model {args.model} is no folder; give a converted checkpoint, or --preset.")
     return open_source(args.model).config
 
@@ -113,6 +113,8 @@ def _selection(args: argparse.Namespace, seen: Any, num_layers: int) -> Any:
     # A model that drops none of its own drops none of another number either.
     kept = (tokens if seen.kept == seen.tokens else seen.kept) if args.kept_tokens is None else args.kept_tokens
     layers = seen.layers if args.sparse_layer is None else args.sparse_layer
+    if tokens < 0:
+        raise InputError(f"--image-tokens must be 0 or more, not {tokens}.")
     if args.kept_tokens is None and kept > tokens:
         raise InputError(f"--image-tokens {tokens} are fewer than the {kept} that this model keeps; add --kept-tokens.")
     if not 0 <= kept <= tokens:

@@ -55,6 +55,8 @@ def _run_file(path: str) -> dict[str, Any]:
         source = epath.Path(path).expanduser().read_text().removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError, ImportError, RuntimeError) as error:  # the last: ~ of an unknown user
         raise InputError(f"The config {path} cannot be read: {error}.") from None
+    except KeyError:  # a kind of address to which etils has no way
+        raise InputError(f"The config {path} cannot be read: no bucket has such an address; give a path.") from None
     scope: dict[str, Any] = {"__name__": "dynllava_config", "__file__": path}
     try:
         exec(compile(source, path, "exec"), scope)

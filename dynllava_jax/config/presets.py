@@ -144,6 +144,6 @@ def get_preset(name: str) -> ModelConfig:
     check_type(name, str, "The name of a preset")
     if name not in PRESETS:
         near = difflib.get_close_matches(name.replace("-", "_").lower(), PRESETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"There is no preset {name!r}; {hint}There are {', '.join(PRESETS)}.")
+        known = f"did you mean {near[0]}? There" if near else "there"
+        raise InputError(f"There is no preset {name!r}; {known} are {', '.join(PRESETS)}.")
     return PRESETS[name]()

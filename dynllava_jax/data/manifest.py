@@ -150,8 +150,11 @@ def folder(path: str) -> epath.Path:
     """A local folder or one on a bucket.
 
     Raises:
-        InputError: a bucket without the package that reaches it.
+        InputError: a bucket without the package that reaches it, or an address that is no bucket's.
     """
     if path.startswith("gs://") and not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
         raise InputError(f"{path} needs gcsfs; pip install 'dynllava_jax[gcs]', or mount the bucket.")
-    return epath.Path(path).expanduser()
+    try:
+        return epath.Path(path).expanduser()
+    except KeyError:  # the kind of address, to which etils has no way
+        raise InputError(f"{path}: nothing is read at such addresses; give a path, or gs://….") from None

@@ -36,6 +36,14 @@ def test_an_address_is_not_mangled() -> None:
     assert as_path("a/b") == Path("a/b")
 
 
+@pytest.mark.parametrize("address", ["https://huggingface.co/org/model", "ftp://host/model", "file:///model"])
+def test_an_address_that_is_no_buckets_is_refused(address: str) -> None:
+    """They ended with `KeyError: 'https://'`."""
+    for use in (dl.load, open_source, as_path):
+        with pytest.raises(InputError, match=f"{address}: nothing is read at such addresses; give a path, or gs://"):
+            use(address)
+
+
 def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for use in (dl.load, open_source, as_path, lambda name: convert(name, "dst"), lambda name: convert("src", name)):
@@ -211,6 +219,7 @@ def test_a_bucket_that_cannot_be_asked(
         ["convert", "to-torch", "gs://bucket/x", model, "--layout", "official"],
         ["convert", "to-torch", src, "gs://bucket/x", "--layout", "official"],
         ["inspect", "gs://bucket/x"],
+        ["flops", "--model", "gs://bucket/x"],
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err

@@ -141,6 +141,8 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
             ["--image-tokens", "64"],
             "--image-tokens 64 are fewer than the 115 that this model keeps; add --kept-tokens.",
         ),
+        (["--image-tokens", "-1"], "--image-tokens must be 0 or more, not -1."),
+        (["--preset", ""], "There is no preset ''; there are llava_1_5_7b, "),
         (["--sparse-layer", "32"], "--sparse-layer must lie in 1 … 31, not 32."),
         (["--text-tokens", "-1"], "--text-tokens must be 0 or more, not -1."),
         (["--model", "nowhere"], "--model nowhere is no folder; give a converted checkpoint, or --preset."),

@@ -162,6 +162,8 @@ def test_a_byte_order_mark_is_no_code(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_its_wrong_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"https://host/a\.py cannot be read: no bucket has such an address"):
+        read_experiment("https://host/a.py")
     with pytest.raises(InputError, match=r"nowhere\.py cannot be read"):
         read_experiment("nowhere.py")
     with pytest.raises(InputError, match=r"experiment\.py: config\.sed is unknown; the nearest key is seed"):

@@ -85,5 +85,5 @@ def test_unknown_name_gets_the_nearest(name: str, near: str) -> None:
 def test_unknown_name_without_a_near_one_gets_the_list() -> None:
     with pytest.raises(InputError, match="The name of a preset must be str, not None"):
         get_preset(None)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="There are llava_1_5_7b, "):
+    with pytest.raises(InputError, match="there are llava_1_5_7b, "):
         get_preset("zzz")
