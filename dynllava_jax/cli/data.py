@@ -113,9 +113,13 @@ def _add_source(command: argparse.ArgumentParser) -> None:
 
 def _whole(least: int) -> Callable[[str], int]:
     def read(word: str) -> int:
-        if not word.isdecimal() or int(word) < least:
+        try:
+            number = int(word)  # as argparse's own type=int reads it: +2 is 2
+        except ValueError:
+            number = least - 1
+        if number < least:
             raise argparse.ArgumentTypeError(f"{word!r} is no whole number from {least} on")
-        return int(word)
+        return number
 
     return read
 

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from etils import epath
 from PIL import Image
 
+from dynllava_jax.config.json_file import is_whole
 from dynllava_jax.data.manifest import FINISHED, UNFINISHED, Manifest, folder, is_remote
 from dynllava_jax.data.records import Record, SampleError
 from dynllava_jax.data.shard_writer import ShardWriter, writing
 from dynllava_jax.data.source import Source
 from dynllava_jax.data.workers import in_order
-from dynllava_jax.errors import InputError
+from dynllava_jax.errors import InputError, shown
 
 SHARD_BYTES = 256 * 2**20
 QUALITY = 95
@@ -59,9 +60,13 @@ def pack(
         on_sample: is told when a sample is done.
 
     Raises:
-        InputError: `out` holds something else, or shards of another source or with other settings, or cannot be
-            written, or another process packs into it.
+        InputError: `short_side`, `shard_bytes` or `workers` is too small, or no whole number; `out` holds something
+            else, or shards of another source or with other settings, or cannot be written, or another process packs
+            into it.
     """
+    for name, value, least in (("short_side", short_side, 1), ("shard_bytes", shard_bytes, 1), ("workers", workers, 0)):
+        if not is_whole(value, least) and not (name == "short_side" and value is None):
+            raise InputError(f"{name} must be a whole number, {least} or more, not {shown(value)}.")
     request = {
         "source": source.name,
         "fingerprint": source.fingerprint(),

@@ -248,6 +248,24 @@ def test_a_finished_folder_is_left_alone_and_other_requests_are_refused(
         pack(source, str(data))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"short_side": 0}, "short_side must be a whole number, 1 or more, not 0"),
+        ({"short_side": 33.5}, r"short_side must be a whole number, 1 or more, not 33\.5"),
+        ({"shard_bytes": 0}, "shard_bytes must be a whole number, 1 or more, not 0"),
+        ({"shard_bytes": -1}, "shard_bytes must be a whole number, 1 or more, not -1"),
+        ({"workers": -1}, "workers must be a whole number, 0 or more, not -1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(
+    wrong: dict[str, Any], says: str, source: JsonSource, tmp_path: Path, unchecked: None
+) -> None:
+    with pytest.raises(InputError, match=says):
+        pack(source, str(tmp_path / "out"), **wrong)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_good_is_no_data_set(data: Path, tmp_path: Path) -> None:
     bad = json.loads((data / "data.json").read_text())[7]
     (data / "bad.json").write_text(json.dumps([bad]))
