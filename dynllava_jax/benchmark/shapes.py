@@ -23,9 +23,14 @@ class GenerationShape:
     new: int
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("text", 1), ("images", 0), ("new", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"The benchmark's {name} must be {least} or more, not {getattr(self, name)}.")
+        for option, value, least in (
+            ("--batch", self.batch, 1),
+            ("--prompt", self.text, 1),
+            ("--images", self.images, 0),
+            ("--new-tokens", self.new, 2),
+        ):
+            if value < least:
+                raise InputError(f"{option} must be {least} or more, not {value}.")
 
     def prompt(self, config: ModelConfig) -> int:
         """Tokens of one prompt."""

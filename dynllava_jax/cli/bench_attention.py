@@ -66,7 +66,7 @@ def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def line(record: dict[str, Any]) -> str:
     """One record as it is printed."""
     sizes = ",".join(str(record[name]) for name in ("batch", "heads", "kv_heads", "length", "head_dim"))
-    start = f"{record['operation']:<7}{sizes:<18}{record['implementation']:<10} "
+    start = f"{record['operation']:<7}{sizes:<17} {record['implementation']:<10} "
     parts = [_way(record, way) for way in ("forward", "both") if f"{way}_seconds" in record]
     if "failed" in record:
         parts.append(f"{'both ways ' if parts else ''}not here: {record['failed']}")

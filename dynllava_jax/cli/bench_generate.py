@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.bench_records import add_round, check_round, measured_machine, memory, tell
+from dynllava_jax.cli.bench_records import add_round, check_round, enough_memory, measured_machine, memory, tell
 from dynllava_jax.cli.output import add_json
 from dynllava_jax.errors import InputError
 
@@ -63,16 +63,17 @@ def _measure(args: argparse.Namespace, shape: Any, preset: str, cached: bool) ->
     _check_room(args.model, model.config, shape, cached)
     machine = measured_machine(dtype, args.round)
     options = {"cached": cached, "dense_only": args.dense, "products": args.products, "least": args.round}
-    records = bench_generation(model, dtype, shape, machine, **options)
-    for record in records:
-        yield {"model": args.model or preset, "dtype": dtype, "products": args.products} | record | machine.record()
+    with enough_memory("--batch, --prompt, --images or --new-tokens"):
+        for record in bench_generation(model, dtype, shape, machine, **options):
+            yield {"model": args.model or preset, "dtype": dtype, "products": args.products} | record | machine.record()
 
 
 def _what(args: argparse.Namespace) -> tuple[Any, str, bool]:
     """What is generated, by which preset's shapes, and whether with a cache."""
     from dynllava_jax.benchmark.shapes import PAPER, GenerationShape
 
-    shape, preset, cached = GenerationShape(1, 64, 1, 128), args.preset or "dynamic_llava_7b", not args.no_cache
+    shape, cached = GenerationShape(1, 64, 1, 128), not args.no_cache
+    preset = "dynamic_llava_7b" if args.preset is None else args.preset
     if args.paper is not None:
         if args.paper not in PAPER:
             raise InputError(f"--paper {args.paper} is none of {', '.join(PAPER)}.")
@@ -114,7 +115,8 @@ def _check_memory(config: Any, preset: str, dtype: str) -> None:
     from dynllava_jax.inference.load import parameter_bytes
     from dynllava_jax.inference.memory import check_fits
 
-    check_fits(preset, parameter_bytes(config, dtype), jax.devices()[:1])
+    instead = "use bfloat16 for --dtype, or a smaller --preset"
+    check_fits(preset, parameter_bytes(config, dtype), jax.devices()[:1], instead=instead)
 
 
 def line(record: dict[str, Any]) -> str:

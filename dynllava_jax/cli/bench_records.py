@@ -1,9 +1,10 @@
 """What all of `dynllava bench` tells in the same way: the machine, and each record as soon as it is there."""
 
 import argparse
+import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dynllava_jax.cli.output import write_json
@@ -32,6 +33,18 @@ def measured_machine(dtype: str, least: float) -> Any:
         file=sys.stderr,
     )
     return found
+
+
+@contextlib.contextmanager
+def enough_memory(less: str) -> Iterator[None]:
+    """Raises InputError where the device has too little for what is measured; `less` says of what to ask for less."""
+    try:
+        yield
+    except RuntimeError as error:  # JAX's, which has no kind of its own for it
+        if "out of memory" not in str(error).lower() and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        raise InputError(f"The device has too little memory ({told}); ask for less with {less}.") from error
 
 
 def tell(where: str | None, records: Iterable[dict[str, Any]], line: Callable[[dict[str, Any]], str]) -> None:

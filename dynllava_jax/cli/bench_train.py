@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from dynllava_jax.cli.bench_records import add_round, check_round, measured_machine, memory, tell
+from dynllava_jax.cli.bench_records import add_round, check_round, enough_memory, measured_machine, memory, tell
 from dynllava_jax.cli.output import add_json
 
 
@@ -67,7 +67,9 @@ def _measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     about = {"model": config.model, "dtype": config.dtype, "remat": config.remat, "mesh": config.mesh}
     about["attention"] = config.attention
     about["lora"] = None if config.optimizer.lora is None else config.optimizer.lora.rank
-    yield about | bench_step(model, config, shape, machine, steps=args.steps) | machine.record()
+    with enough_memory("--batch, --length or --preset, or remat=full, or spread it by --mesh"):
+        record = bench_step(model, config, shape, machine, steps=args.steps)
+    yield about | record | machine.record()
 
 
 def line(record: dict[str, Any]) -> str:

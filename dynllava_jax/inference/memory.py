@@ -7,9 +7,10 @@ from typing import Any
 from dynllava_jax.errors import InputError
 
 _GIB = 2**30
+_INSTEAD = "use a smaller --dtype, more devices (--mesh) or --device cpu"
 
 
-def check_fits(name: str, needed: int, devices: Sequence[Any], copies: int = 1) -> None:
+def check_fits(name: str, needed: int, devices: Sequence[Any], copies: int = 1, *, instead: str = _INSTEAD) -> None:
     """Compares the bytes that the parameters take with what the devices have left, all of them together.
 
     Args:
@@ -17,6 +18,7 @@ def check_fits(name: str, needed: int, devices: Sequence[Any], copies: int = 1) 
         needed: bytes of its parameters.
         devices: what holds them.
         copies: how often: a mesh splits the parameters over its other axes, and copies them along `data`.
+        instead: what to do, said in the message.
 
     Raises:
         InputError: there is too little, with both figures.
@@ -26,7 +28,7 @@ def check_fits(name: str, needed: int, devices: Sequence[Any], copies: int = 1) 
         told = "its parameters" if copies == 1 else f"the {copies} copies of its parameters that data={copies} asks for"
         raise InputError(
             f"{name} needs {copies * needed / _GIB:.2f} GiB for {told}, but {len(devices)} {devices[0].platform} "
-            f"device(s) have {free / _GIB:.2f} GiB free; use a smaller --dtype, more devices (--mesh) or --device cpu."
+            f"device(s) have {free / _GIB:.2f} GiB free; {instead}."
         )
 
 

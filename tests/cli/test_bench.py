@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dynllava_jax.benchmark import attention, timing
+from dynllava_jax.benchmark import attention, generation, step, timing
 from dynllava_jax.benchmark.shapes import PAPER
 from dynllava_jax.cli.main import main
 from dynllava_jax.config.presets import PRESETS
@@ -132,7 +132,10 @@ def test_the_papers_shapes() -> None:
         (["attention", "--shape", "1,1,1,8,8", "--implementation", "cuda", *QUICK], "no implementation 'cuda'"),
         (["generate", "--preset", "tiny"], "tiny has no weights here; add --random-weights"),
         (["generate", "--paper", "table5"], "--paper table5 is none of table4-1k,"),
-        (["generate", "--preset", "tiny", "--random-weights", "--batch", "0"], "batch must be 1 or more, not 0."),
+        (["generate", "--preset", "tiny", "--random-weights", "--batch", "0"], "--batch must be 1 or more, not 0."),
+        (["generate", "--model", "demo", "--prompt", "0"], "--prompt must be 1 or more, not 0."),
+        (["generate", "--model", "demo", "--new-tokens", "1"], "--new-tokens must be 2 or more, not 1."),
+        (["generate", "--preset", "", "--random-weights"], "There is no preset ''; there are "),
         (
             ["generate", "--preset", "tiny", "--random-weights", "--no-cache", "--products", "triton"],
             "--products is for decoding with a cache; leave it out where there is none.",
@@ -174,3 +177,28 @@ def test_bad_input_is_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["generate", "train"])
+def test_too_little_memory_says_what_to_do(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes.")
+
+    monkeypatch.setattr(timing, "machine", lambda *_, least: timing.Machine("cpu", "cpu", 1e12, 1e9))
+    monkeypatch.setattr(generation, "bench_generation", full)
+    monkeypatch.setattr(step, "bench_step", full)
+    words = {"generate": ["--model", "demo"], "train": ["--preset", "tiny", "--mesh", "data=1"]}[kind]
+    assert main(["bench", kind, *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes.); ask for less with --b" in error
+
+
+def test_weights_that_do_not_fit_name_options_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dynllava_jax.inference.memory.free_bytes", lambda devices: 10**9)
+    assert main(["bench", "generate", "--random-weights"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("GiB free; use bfloat16 for --dtype, or a smaller --preset.\n")
