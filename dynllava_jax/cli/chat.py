@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdin is None:
         raise InputError("stdin is closed; chat reads its questions from it.")
     draw = sampler(args.temperature, args.top_p, args.top_k)
-    assistant = load_model(args)
     images = [image_source(image) for image in args.image or ()]
+    assistant = load_model(args)
     chat = assistant.chat(images, dense=args.dense)
     warned = False
     if sys.stdin.isatty():

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
 def _lines(found: Inspection) -> Iterator[str]:
     yield f"{found.path}: {found.parameters:,} parameters, {found.nbytes:,} bytes"
     for part, values in found.config.items():
-        yield f"  {part}: {json.dumps(values)}"
+        yield f"  {part}: {json.dumps(values, ensure_ascii=False)}"
     for name, value in found.facts.items():
-        yield f"  {name}: {json.dumps(value)}"
+        yield f"  {name}: {json.dumps(value, ensure_ascii=False)}"
     width = max(len(row.path) for row in found.rows)
     yield f"{'parameter':{width}} {'layers':>6} {'shape':>16} {'dtype':>9} {'bytes':>15} {'norm':>12}"
     for row in found.rows:

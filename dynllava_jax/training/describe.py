@@ -56,7 +56,7 @@ def describe(
 
 def lines(described: dict[str, Any]) -> Iterator[str]:
     """What `describe` gives, for people."""
-    yield json.dumps(described["config"], indent=1)
+    yield json.dumps(described["config"], indent=1, ensure_ascii=False)
     yield from described["summary"]
     first = described["first_batch"]
     yield f"first batch: {first['rows']} rows of {first['length']} tokens and {first['images']} images"

@@ -36,6 +36,13 @@ def test_rows(tmp_path: Path) -> None:
     assert rows["projector/layers/0/kernel"].layers is None
 
 
+def test_letters_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extras = store.Extras(facts={"source": "Gewichte/für München"})
+    store.write(tmp_path / "model", tiny(), random_leaves(), extras=extras)
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    assert '  source: "Gewichte/für München"' in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_hash_is_the_same_after_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(golden_files.ROOT / "checkpoint", tmp_path / "model", vision_tower=golden_files.ROOT / "vision_tower")

@@ -109,6 +109,13 @@ def test_options(more: list[str], words: list[str], checkpoint: Path, capsys: py
     assert all(word in line for word in words), line
 
 
+def test_chat_looks_for_its_sample_before_it_reads_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dynllava_jax.cli.chat.load_model", lambda args: pytest.fail("the weights are read"))
+    assert "There is no sample 'nope'; there are sunset" in bad_line(["chat", "--image", "sample:nope"], capsys)
+
+
 def test_models_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no model" in bad_line(question("nowhere"), capsys)
     for command in (question(""), ["inspect", ""], ["flops", "--model", ""]):
