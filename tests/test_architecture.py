@@ -8,7 +8,7 @@ from pathlib import Path
 import dynllava_jax
 
 PACKAGE = Path(dynllava_jax.__file__).parent
-EVERYONE = {"errors"}
+EVERYONE = {"errors", "progress"}
 MAY_USE = {
     "config": set(),
     "nn": {"config"},

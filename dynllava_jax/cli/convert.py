@@ -8,9 +8,9 @@ from dynllava_jax.checkpoint.load import ShardingRule
 from dynllava_jax.cli import verify_logits
 from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, check_name, write_json
-from dynllava_jax.cli.progress import Progress
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
+from dynllava_jax.progress import Progress
 from dynllava_jax.sharding.mesh import make_mesh
 from dynllava_jax.sharding.specs import param_shardings
 

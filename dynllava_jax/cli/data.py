@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dynllava_jax.cli.output import add_json, check_name, write_json
-from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
+from dynllava_jax.progress import Progress
 
 _SHOWN = 5
 """Ids that the text shows of each kind; --json has all."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, make_folder, write_json
-from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
+from dynllava_jax.progress import Progress
 
 
 def add_parser(subparsers: Any) -> None:

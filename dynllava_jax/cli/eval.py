@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.model_options import add_model_options, load_model
 from dynllava_jax.cli.output import add_json, make_folder, write_file, write_json
-from dynllava_jax.cli.progress import Progress
 from dynllava_jax.errors import InputError
+from dynllava_jax.progress import Progress
 
 if TYPE_CHECKING:
     from dynllava_jax.evaluation.metrics import Interval

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynllava_jax.checkpoint.inspect import Inspection, inspect
 from dynllava_jax.cli.output import add_json, write_json
-from dynllava_jax.cli.progress import Progress
+from dynllava_jax.progress import Progress
 
 
 def add_parser(subparsers: Any) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import sys
 import zipfile
 import zlib
 
@@ -25,6 +24,7 @@ from dynllava_jax.data.records import SampleError
 from dynllava_jax.data.source import Source
 from dynllava_jax.data.workers import in_order
 from dynllava_jax.errors import InputError
+from dynllava_jax.progress import Progress
 
 _VERSION = 2
 _WORTH_A_PROCESS = 5000
@@ -93,18 +93,18 @@ def index_folder(spec: str, index: str | None) -> epath.Path:
 
 
 def _measure(source: Source, preparation: Preparation, workers: int, key: str) -> SampleLengths:
-    from tqdm import tqdm
-
     count = len(source)
     table = np.zeros((3, count), np.int32)
     failures: dict[int, SampleError] = {}
     results = in_order(_Measure(source, preparation), range(count), min(workers, count // _WORTH_A_PROCESS))
-    label = f"lengths of {source.name}"
-    for index, result in enumerate(tqdm(results, label, count, unit=" samples", disable=not sys.stderr.isatty())):
-        if isinstance(result, SampleError):
-            failures[index] = result
-        else:
-            table[:, index] = result
+    with Progress(f"lengths of {source.name}", "sample") as progress:
+        progress.start(count)
+        for index, result in enumerate(results):
+            if isinstance(result, SampleError):
+                failures[index] = result
+            else:
+                table[:, index] = result
+            progress.advance()
     return SampleLengths(*table, failures=failures, key=key)
 
 
