@@ -113,7 +113,7 @@ class Loader:
         if hasattr(batches, "close"):
             batches.close()
             del batches
-            gc.collect()  # Grain's iterators refer to themselves, and to the last batches in shared memory.
+            _collect()
 
     def _account(self, batch: HostBatch) -> None:
         self._seen += int(self._real_rows[batch.step])
@@ -182,6 +182,21 @@ def _batches(assemble: _Assemble, start: int, stop: int, workers: int) -> Iterat
         options = grain.MultiprocessingOptions(num_workers=min(workers, stop - start))
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(batches)
+
+
+def _collect() -> None:
+    """Frees what Grain's iterators hold in shared memory: they refer to themselves.
+
+    Here and now, not by Grain's thread for that: the collector closes what it finds too, and the file descriptor that
+    both close at a time may be another file's by then, such as a checkpoint's.
+    """
+    from grain.multiprocessing import SharedMemoryArray
+
+    thread, SharedMemoryArray._del_thread_pool = SharedMemoryArray._del_thread_pool, None
+    try:
+        gc.collect()
+    finally:
+        SharedMemoryArray._del_thread_pool = thread
 
 
 def _start_worker(worker: int, workers: int) -> None:
