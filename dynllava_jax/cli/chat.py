@@ -9,7 +9,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dynllava_jax.cli.generate import image_source, warn_of_foreign
-from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+from dynllava_jax.cli.model_options import (
+    add_answer_options,
+    add_model_options,
+    answer_options,
+    load_model,
+    read_pictures,
+)
 from dynllava_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,16 +37,17 @@ def run(args: argparse.Namespace) -> int:
     """
     if sys.stdin is None:
         raise InputError("stdin is closed; chat reads its questions from it.")
-    draw = sampler(args.temperature, args.top_p, args.top_k)
+    options = answer_options(args)
     images = [image_source(image) for image in args.image or ()]
+    pictures = read_pictures(images)
     assistant = load_model(args)
-    chat = assistant.chat(images, dense=args.dense)
+    chat = assistant.chat(pictures, dense=args.dense)
     warned = False
     if sys.stdin.isatty():
         print("Ask; an empty line ends the chat.", file=sys.stderr)
     while question := _read():
         try:
-            stream = chat.stream(question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed)
+            stream = chat.stream(question, **options)
         except InputError as error:
             if not sys.stdin.isatty():
                 raise

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dynllava_jax.cli.local_path import local_path
-from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+from dynllava_jax.cli.model_options import (
+    add_answer_options,
+    add_model_options,
+    answer_options,
+    load_model,
+    read_pictures,
+    sampler,
+)
 from dynllava_jax.cli.output import add_json, write_json
 from dynllava_jax.errors import InputError, shown
 
@@ -35,22 +42,17 @@ def run(args: argparse.Namespace) -> int:
     if args.stream and args.json is not None:
         raise InputError("--stream and --json exclude each other: JSON stands alone on stdout.")
     images, question = asked(args)
-    options: dict[str, Any] = {
-        "max_new_tokens": args.max_new_tokens,
-        "sampler": sampler(args.temperature, args.top_p, args.top_k),
-        "seed": args.seed,
-        "dense": args.dense,
-        "use_cache": not args.no_cache,
-    }
+    options = answer_options(args) | {"dense": args.dense, "use_cache": not args.no_cache}
+    pictures = read_pictures(images)
     assistant = load_model(args)
     if args.stream:
-        stream = assistant.stream(images, question, **options)
+        stream = assistant.stream(pictures, question, **options)
         warn_of_foreign(assistant, images)
         for piece in stream:
             print(piece, end="", flush=True)
         print()
         return 0
-    answer = assistant.generate(images, question, **options)
+    answer = assistant.generate(pictures, question, **options)
     warn_of_foreign(assistant, images)
     if args.json is not None:
         write_json(args.json, [answer.as_dict()])
@@ -68,7 +70,7 @@ def asked(args: argparse.Namespace) -> tuple[list[Any], str]:
         picture = pictures.SAMPLES[0]
         print(f"dynllava: sample:{picture.name}, {picture.question!r}", file=sys.stderr)
         return [picture.path], picture.question
-    if args.question is None:
+    if not (args.question or "").strip():
         raise InputError("--question is missing: say what to ask about the picture.")
     return [image_source(image) for image in args.image or ()], args.question
 

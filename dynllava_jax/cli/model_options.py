@@ -1,6 +1,8 @@
 """Options that choose and place a model, and those that shape an answer: of `generate`, `chat`, `show` and `eval`."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dynllava_jax.errors import InputError
@@ -45,6 +47,22 @@ def load_model(args: argparse.Namespace) -> Any:
         template=args.conv_template,
         selector=args.selector,
     )
+
+
+def answer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the answer options ask for, judged before a model is loaded."""
+    from dynllava_jax.inference.request import check_wishes
+
+    asked = (args.max_new_tokens, sampler(args.temperature, args.top_p, args.top_k), args.seed)
+    check_wishes(*asked)
+    return dict(zip(("max_new_tokens", "sampler", "seed"), asked, strict=True))
+
+
+def read_pictures(images: Sequence[str | Path]) -> list[Any]:
+    """The pictures themselves: a file that is not there is told before a model is loaded, which may take minutes."""
+    from dynllava_jax.data.image import load_image
+
+    return [load_image(image) for image in images]
 
 
 def sampler(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

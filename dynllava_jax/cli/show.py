@@ -7,7 +7,13 @@ from typing import Any
 
 from dynllava_jax.cli.generate import asked, warn_of_foreign
 from dynllava_jax.cli.local_path import local_path
-from dynllava_jax.cli.model_options import add_answer_options, add_model_options, load_model, sampler
+from dynllava_jax.cli.model_options import (
+    add_answer_options,
+    add_model_options,
+    answer_options,
+    load_model,
+    read_pictures,
+)
 from dynllava_jax.cli.output import check_file, write_file
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -49,11 +55,10 @@ def run_kept(args: argparse.Namespace) -> int:
 
     check_file("--out", args.out, _PICTURES)
     images, question = asked(args)
-    draw = sampler(args.temperature, args.top_p, args.top_k)
+    options = answer_options(args)
+    pictures = read_pictures(images)
     assistant = load_model(args)
-    explanation = assistant.explain(
-        images, question, max_new_tokens=args.max_new_tokens, sampler=draw, seed=args.seed, dense=args.dense
-    )
+    explanation = assistant.explain(pictures, question, dense=args.dense, **options)
     warn_of_foreign(assistant, images)
     content = io.BytesIO()
     draw_kept(explanation, question).save(content, Image.registered_extensions()[args.out.suffix.lower()])

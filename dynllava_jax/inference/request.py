@@ -36,14 +36,7 @@ class Request:
             self.question.encode()
         except UnicodeEncodeError:
             raise InputError(f"The question {shown(self.question)} has half a character (a lone surrogate).") from None
-        if self.max_new_tokens is not None:
-            check_count("max_new_tokens", self.max_new_tokens)
-        if not isinstance(self.sampler, Sampler):
-            raise InputError(
-                f"sampler must be Greedy(), Temperature(…), TopK(…) or TopP(…) of dynllava_jax, not {self.sampler!r}."
-            )
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must be a whole number in 0 … 4294967295, not {self.seed!r}.")
+        check_wishes(self.max_new_tokens, self.sampler, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +62,18 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dataclasses.asdict(self)
+
+
+def check_wishes(max_new_tokens: Any, sampler: Any, seed: Any) -> None:
+    """Raises InputError when one of these is nothing that a `Request` can ask for, of whatever model."""
+    if max_new_tokens is not None:
+        check_count("max_new_tokens", max_new_tokens)
+    if not isinstance(sampler, Sampler):
+        raise InputError(
+            f"sampler must be Greedy(), Temperature(…), TopK(…) or TopP(…) of dynllava_jax, not {sampler!r}."
+        )
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be a whole number in 0 … 4294967295, not {seed!r}.")
 
 
 def check_switch(name: str, value: Any) -> None:

@@ -54,6 +54,26 @@ def test_json_into_a_file(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["generate", "--image", "no.png", "--question", "What?"], "The image 'no.png' does not exist"),
+        (["generate", "--question", "What?", "--max-new-tokens", "0"], "max_new_tokens must be a whole number"),
+        (["generate", "--question", " "], "--question is missing"),
+        (["show", "kept", "--image", "no.png", "--question", "What?"], "The image 'no.png' does not exist"),
+        (["show", "kept", "--seed", "-1"], "seed must be a whole number"),
+        (["chat", "--image", "no.png"], "The image 'no.png' does not exist"),
+        (["chat", "--max-new-tokens", "-3"], "max_new_tokens must be a whole number"),
+    ],
+)
+def test_what_is_wrong_with_a_question_is_said_before_a_model_is_loaded(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    assert main([*command, "--model", "there_is_none"]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_modes_change_what_is_kept(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def kept(*more: str) -> tuple[int, list[int | None]]:
