@@ -8,14 +8,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dynllava_jax.cli.generate import image_source, warn_of_foreign
-from dynllava_jax.cli.model_options import (
-    add_answer_options,
-    add_model_options,
-    answer_options,
-    load_model,
-    read_pictures,
-)
+from dynllava_jax.cli.model_options import add_answer_options, add_model_options, answer_options, load_model
+from dynllava_jax.cli.pictures import image_source, read_pictures, warn_of_foreign
 from dynllava_jax.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """Options that choose and place a model, and those that shape an answer: of `generate`, `chat`, `show` and `eval`."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dynllava_jax.errors import InputError
@@ -30,8 +28,8 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing (0)")
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The assistant that the options describe; says on stderr when its answers mean nothing."""
+def load_model(args: argparse.Namespace, **more: Any) -> Any:
+    """The assistant that the options describe, with `more` for `load`."""
     from dynllava_jax.inference.load import load
 
     for option in ("keep_rate", "selector"):
@@ -46,6 +44,7 @@ def load_model(args: argparse.Namespace) -> Any:
         output_keep=args.output_keep == "on",
         template=args.conv_template,
         selector=args.selector,
+        **more,
     )
 
 
@@ -56,13 +55,6 @@ def answer_options(args: argparse.Namespace) -> dict[str, Any]:
     asked = (args.max_new_tokens, sampler(args.temperature, args.top_p, args.top_k), args.seed)
     check_wishes(*asked)
     return dict(zip(("max_new_tokens", "sampler", "seed"), asked, strict=True))
-
-
-def read_pictures(images: Sequence[str | Path]) -> list[Any]:
-    """The pictures themselves: a file that is not there is told before a model is loaded, which may take minutes."""
-    from dynllava_jax.data.image import load_image
-
-    return [load_image(image) for image in images]
 
 
 def sampler(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,10 +60,32 @@ def check_file(option: str, file: Path, endings: Sequence[str]) -> None:
 def write_json(where: str, records: Iterable[Any]) -> None:
     """One JSON value a line, on stdout for "-", else into the file."""
     if where == "-":
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print("\n".join(_line(record, encoding) for record in records))
+        _print(records)
         return
-    write_file("--json", Path(where), "".join(f"{_line(record, 'utf-8')}\n" for record in records).encode())
+    write_file("--json", Path(where), _lines(records))
+
+
+def append_json(where: str, records: Iterable[Any]) -> None:
+    """As `write_json`, after what is there already.
+
+    Raises:
+        InputError: there is no room; the file holds what it held before.
+    """
+    if where == "-":
+        _print(records)
+        sys.stdout.flush()
+        return
+    file, before = Path(where), None
+    try:
+        before = file.stat().st_size
+        with file.open("ab") as opened:
+            opened.write(_lines(records))
+    except OSError as error:
+        if before is not None and file.is_file():
+            os.truncate(file, before)
+        raise InputError(
+            f"--json {file} cannot be written: {error.strerror}; what it holds is whole, --continue goes on from it."
+        ) from error
 
 
 def write_file(option: str, file: Path, content: bytes) -> None:
@@ -82,6 +105,16 @@ def write_file(option: str, file: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"{option} {file} cannot be written: {error.strerror}.") from error
+
+
+def _print(records: Iterable[Any]) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    for record in records:
+        print(_line(record, encoding))
+
+
+def _lines(records: Iterable[Any]) -> bytes:
+    return "".join(f"{_line(record, 'utf-8')}\n" for record in records).encode()
 
 
 def _line(record: Any, encoding: str) -> str:

@@ -5,16 +5,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from dynllava_jax.cli.generate import asked, warn_of_foreign
+from dynllava_jax.cli.generate import asked
 from dynllava_jax.cli.local_path import local_path
-from dynllava_jax.cli.model_options import (
-    add_answer_options,
-    add_model_options,
-    answer_options,
-    load_model,
-    read_pictures,
-)
+from dynllava_jax.cli.model_options import add_answer_options, add_model_options, answer_options, load_model
 from dynllava_jax.cli.output import check_file, write_file
+from dynllava_jax.cli.pictures import read_pictures, warn_of_foreign
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 

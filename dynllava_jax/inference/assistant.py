@@ -125,11 +125,22 @@ class Assistant:
             return explain(run, self._read(run, 0), prepared.pixels, self.tokenizer, self.config)
 
     def generate_batch(
-        self, requests: Iterable[Request], *, dense: bool = False, use_cache: bool = True
+        self,
+        requests: Iterable[Request],
+        *,
+        dense: bool = False,
+        use_cache: bool = True,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> list[Answer | InputError]:
         """Answers many questions together; each gets what it would get alone.
 
-        A request that is wrong fails alone: its place in the result holds the `InputError`.
+        A request that is wrong fails alone: its place in the result holds the `InputError`. Pictures that are named by
+        paths or addresses are read as they are needed.
+
+        Args:
+            requests: the questions, any number of them.
+            dense, use_cache: as in `generate`.
+            progress: is told how many more have been answered or refused.
 
         Raises:
             InputError: no list of requests, or a wrong switch.
@@ -141,24 +152,17 @@ class Assistant:
         sparsity = self._sparsity(dense)
         check_switch("use_cache", use_cache)
         requests = list(requests)
-        results: list[Answer | InputError | None] = [None] * len(requests)
-        ready: list[tuple[int, Prepared]] = []
-        for place, request in enumerate(requests):
-            try:
-                ready.append((place, self.prepare(request)))
-            except InputError as error:
-                results[place] = error
-        # Neighbours of similar length waste the least padding.
-        ready.sort(key=lambda item: item[1].sample.length)
-        size = self.engine.buckets.rows[-1]
-        for first in range(0, len(ready), size):
-            chunk = ready[first : first + size]
-            with self.lock:
-                run = self._finish([item for _, item in chunk], sparsity, use_cache)
-            for row, (place, _) in enumerate(chunk):
-                results[place] = self._read(run, row)
-            del run  # its cache would stand beside that of the next batch
-        return [result for result in results if result is not None]
+        results: dict[int, Answer | InputError] = {}
+        for batch in self.prepare.batches(requests, self.engine.buckets.rows[-1]):
+            ready = [(place, item) for place, item in batch if isinstance(item, Prepared)]
+            results |= {place: item for place, item in batch if isinstance(item, InputError)}
+            if ready:
+                with self.lock:
+                    run = self._finish([item for _, item in ready], sparsity, use_cache)
+                results |= {place: self._read(run, row) for row, (place, _) in enumerate(ready)}
+                del run  # its cache would stand beside that of the next batch
+            progress(len(batch))
+        return [results[place] for place in range(len(requests))]
 
     def stream(
         self,

@@ -1,7 +1,9 @@
 """From a request to arrays on the host: pictures, prompt, budget. Everything that can be wrong is found here."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from dynllava_jax.inference.run import Prepared
 DEFAULT_ANSWER = 512
 """Answer tokens at most when the caller does not say."""
 
+_READERS = min(8, os.cpu_count() or 1)
+"""Threads that read pictures while a batch before them is computed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Preparer:
@@ -37,11 +42,52 @@ class Preparer:
     buckets: Buckets
 
     def __call__(self, request: Request) -> Prepared:
-        """Loads the pictures and lays out the prompt.
+        """Lays out the prompt and loads the pictures.
 
         Raises:
             InputError: a picture that cannot be read, a wrong number of `<image>`, a prompt beyond the context.
         """
+        return self._with_pictures(self._laid_out(request), request)
+
+    def batches(
+        self, requests: Sequence[Request], rows: int
+    ) -> Iterator[list[tuple[int, Prepared] | tuple[int, InputError]]]:
+        """The requests in batches of at most `rows`, those of similar length together, with their places in the list.
+
+        The pictures of one batch are read while the caller computes the batch before it, so that memory holds those of
+        two batches, however many requests there are. A request that is wrong stands as its error in its place.
+        """
+        laid_out: list[tuple[int, Prepared]] = []
+        refused: list[tuple[int, InputError]] = []
+        for place, request in enumerate(requests):
+            try:
+                laid_out.append((place, self._laid_out(request)))
+            except InputError as error:
+                refused.append((place, error))
+        if refused:
+            yield [*refused]
+        # Neighbours of similar length waste the least padding.
+        laid_out.sort(key=lambda item: item[1].sample.length)
+
+        def read(item: tuple[int, Prepared]) -> tuple[int, Prepared] | tuple[int, InputError]:
+            place, prepared = item
+            try:
+                return place, self._with_pictures(prepared, requests[place])
+            except InputError as error:
+                return place, error
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            ahead = None
+            for first in range(0, len(laid_out), rows):
+                batch = [pool.submit(read, item) for item in laid_out[first : first + rows]]
+                if ahead is not None:
+                    yield [picture.result() for picture in ahead]
+                ahead = batch
+            if ahead is not None:
+                yield [picture.result() for picture in ahead]
+
+    def _laid_out(self, request: Request) -> Prepared:
+        """All but the pictures."""
         if not isinstance(request, Request):
             raise InputError(f"A request must be a dynllava_jax.Request, not a {type(request).__name__}.")
         images = as_list(request.images)
@@ -56,9 +102,11 @@ class Preparer:
             image_tokens=self.config.image_tokens,
             round_ids=self.config.text_prep.round_ids,
         )
-        budget = self.budget(sample.length, request.max_new_tokens)
-        pixels = [preprocess(load_image(image), self.config.image_prep) for image in images]
-        return Prepared(sample, pixels, budget, request.sampler, request.seed)
+        return Prepared(sample, [], self.budget(sample.length, request.max_new_tokens), request.sampler, request.seed)
+
+    def _with_pictures(self, prepared: Prepared, request: Request) -> Prepared:
+        pixels = [preprocess(load_image(image), self.config.image_prep) for image in as_list(request.images)]
+        return dataclasses.replace(prepared, pixels=pixels)
 
     def known(self, ids: list[int]) -> list[int]:
         """The same ids. Raises InputError for one that the model has no embedding of."""

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -85,52 +83,6 @@ def test_modes_change_what_is_kept(checkpoint: Path, capsys: pytest.CaptureFixtu
     assert kept("--keep-rate", "0.5")[0] == 8
     assert kept("--output-keep", "off")[1] == [1, 1, 1, None]
     assert kept("--no-cache") == kept()
-
-
-def test_batch_answers_in_order_and_names_the_bad_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = [
-        {"image": "sample:cat", "question": "What?", "max_new_tokens": 3},
-        {"image": "missing.jpg", "question": "What?"},
-        {"question": "No picture at all?", "max_new_tokens": 3},
-        {"question": "Key?", "colour": "red"},
-        {"question": "Both?", "image": "sample:cat", "images": ["sample:cat"]},
-        {"question": "Lines\u2028apart?", "max_new_tokens": 3, "seed": None},
-    ]
-    file = tmp_path / "batch.jsonl"
-    texts = [json.dumps(line, ensure_ascii=False) for line in lines]
-    # As Windows writes it, with a byte order mark.
-    file.write_text("\r\n".join([*texts, "", "no json", '{"question": ' + "[" * 100_000, ""]), "utf-8-sig")
-    assert main(["generate", "--model", str(checkpoint), "--batch", str(file)]) == 2
-    out, err = capsys.readouterr()
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert [set(answer) == KEYS for answer in answers] == [True, False, True, False, False, True, False, False]
-    assert "missing.jpg" in answers[1]["error"]
-    assert "line 4" in answers[3]["error"]
-    assert "colour" in answers[3]["error"]
-    assert "image and images" in answers[4]["error"]
-    assert "line 8" in answers[6]["error"]
-    assert "line 9: is no JSON" in answers[7]["error"]
-    assert err.startswith(f"dynllava: error: --batch {file}: 5 of 8 requests were bad")
-    assert "missing.jpg" in err
-
-    assert main(ask(checkpoint, "--max-new-tokens", "3", "--json")) == 0
-    alone = json.loads(capsys.readouterr().out)
-    assert alone["token_ids"] == answers[0]["token_ids"]
-
-
-def test_pictures_of_a_piped_batch_are_relative_to_the_current_folder(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(sample("cat").path, tmp_path / "cat.jpg")
-    monkeypatch.chdir(tmp_path)
-    reading, writing = os.pipe()
-    with open(reading), open(writing, "w") as pipe:
-        pipe.write('{"image": "cat.jpg", "question": "What?", "max_new_tokens": 3}\n')
-        pipe.close()
-        assert main(["generate", "--model", str(checkpoint), "--batch", f"/dev/fd/{reading}"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == KEYS
 
 
 def test_chat_is_a_conversation(
