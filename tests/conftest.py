@@ -54,7 +54,9 @@ def few_programs_in_memory() -> Iterator[None]:
         import jax  # only after the variables above
 
         jax.clear_caches()
-        gc.collect()
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # what a module leaves behind, mostly JAX's caches, is not gone through again: that took two minutes
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Questions and descriptions: true, of nine kinds, and hard to guess blindly."""
 
+import functools
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,12 +12,15 @@ from PIL import Image
 from dynllava_jax.cli.main import main
 from dynllava_jax.data.source import open_source
 from dynllava_jax.demo.catalogue import NUMBERS, OBJECTS, PLACES
-from dynllava_jax.demo.dataset import DESCRIPTION, Mixture, sample
+from dynllava_jax.demo.dataset import DESCRIPTION, Mixture, Sample, sample
 from dynllava_jax.demo.descriptions import describe, noun_phrase
 from dynllava_jax.demo.questions import KINDS
 from dynllava_jax.demo.scenes import Scene
 
-SINGLE = [sample(index, "test", Mixture(turns=1, descriptions=0.0)) for index in range(3600)]
+
+@functools.cache  # not while tests are collected, which every worker does
+def single() -> list[Sample]:
+    return [sample(index, "test", Mixture(turns=1, descriptions=0.0)) for index in range(3600)]
 
 
 def is_true(scene: Scene, kind: str, question: str, answer: str) -> bool:
@@ -53,7 +57,7 @@ def is_true(scene: Scene, kind: str, question: str, answer: str) -> bool:
 
 
 def test_answers_are_true() -> None:
-    for each in (*SINGLE, *(sample(index, "train", Mixture(9, 0.0)) for index in range(400))):
+    for each in (*single(), *(sample(index, "train", Mixture(9, 0.0)) for index in range(400))):
         assert len(set(each.kinds)) == len(each.kinds) == len(each.turns)
         for kind, turn in zip(each.kinds, each.turns, strict=True):
             assert turn.answer is not None
@@ -62,7 +66,7 @@ def test_answers_are_true() -> None:
 
 def test_nine_kinds_equally_often() -> None:
     assert len(KINDS) == 9
-    assert set(Counter(each.kinds[0] for each in SINGLE).values()) == {len(SINGLE) // 9}
+    assert set(Counter(each.kinds[0] for each in single()).values()) == {len(single()) // 9}
 
 
 BLIND = {
@@ -81,7 +85,7 @@ BLIND = {
 
 def test_guessing_the_most_frequent_answer_gains_little() -> None:
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for each in SINGLE:
+    for each in single():
         answers[each.kinds[0]][str(each.turns[0].answer)] += 1
     for kind, found in answers.items():
         assert found.most_common(1)[0][1] / found.total() < BLIND[kind], (kind, found)

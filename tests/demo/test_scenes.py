@@ -1,5 +1,7 @@
 """The demo's scenes: the same for the same seed, splits that share nothing, pictures that show what is said."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,10 @@ from dynllava_jax.demo.render import SIDE, box, patch_shares, render
 from dynllava_jax.demo.scenes import SPLITS, Split, allowed
 from dynllava_jax.errors import InputError
 
-SCENES = [sample(index, split) for split in SPLITS for index in range(300)]
+
+@functools.cache  # not while tests are collected, which every worker does
+def scenes() -> list[Sample]:
+    return [sample(index, split) for split in SPLITS for index in range(300)]
 
 
 def combinations(split: Split, count: int = 1500) -> set[tuple[str, str, int]]:
@@ -22,7 +27,7 @@ def test_there_is_enough_of_everything() -> None:
     assert len(BACKGROUNDS) >= 10
     assert len({thing.name for thing in OBJECTS}) == len({thing.code for thing in OBJECTS}) == len(OBJECTS)
     assert sum(thing.dyed for thing in OBJECTS) >= 5
-    assert {one.thing for each in SCENES for one in each.scene.placements} == set(OBJECTS)
+    assert {one.thing for each in scenes() for one in each.scene.placements} == set(OBJECTS)
 
 
 def test_every_picture_is_there_and_has_a_licence() -> None:
@@ -58,8 +63,9 @@ def test_no_combination_of_the_test_split_is_in_training() -> None:
     assert {(name, place) for name, _, place in train} == {(t.name, p) for t in OBJECTS for p in range(len(PLACES))}
 
 
-@pytest.mark.parametrize("one", SCENES[::40], ids=lambda one: one.id)
-def test_the_mask_and_the_boxes_are_where_the_things_are(one: Sample) -> None:
+@pytest.mark.parametrize("index", range(0, 300 * len(SPLITS), 40))
+def test_the_mask_and_the_boxes_are_where_the_things_are(index: int) -> None:
+    one = scenes()[index]
     picture, mask = render(one.scene)
     assert picture.size == (SIDE, SIDE)
     assert mask.shape == (SIDE, SIDE)
@@ -82,7 +88,7 @@ def test_the_mask_and_the_boxes_are_where_the_things_are(one: Sample) -> None:
 def test_dyed_things_have_their_colour() -> None:
     wanted = {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "blue": (0, 0.4, 1), "purple": (0.7, 0, 1)}
     seen = set()
-    for each in SCENES:
+    for each in scenes():
         picture, mask = render(each.scene)
         pixels = np.asarray(picture, float)
         for number, placement in enumerate(each.scene.placements, 1):
