@@ -8,6 +8,7 @@ from dynllava_jax.checkpoint.load import ShardingRule
 from dynllava_jax.cli import verify_logits
 from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.output import add_json, check_name, write_json
+from dynllava_jax.config.check import DTYPES
 from dynllava_jax.config.presets import get_preset
 from dynllava_jax.convert import export_plan, from_torch, merge, random_weights, to_torch
 from dynllava_jax.progress import Progress
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument(
         "--prefer-tower", choices=("given", "inside"), help="which to take when --vision-tower and SRC's own differ"
     )
-    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
+    command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     command.add_argument("--conv-template", default="vicuna_v1", metavar="T", help="conversation template (vicuna_v1)")
     command.add_argument(
         "--no-predictors", action="store_true", help="keep a base LLaVA dense instead of adding untrained predictors"
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         help="official: LLaVA's and Dynamic-LLaVA's own code; hf: transformers' LlavaForConditionalGeneration, dense",
     )
-    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored")
+    command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     command.add_argument("--without-predictors", action="store_true", help="write the dense model only")
     command.add_argument(
         "--vision-tower", metavar="DIR", help="for --verify-logits, where mm_vision_tower names no folder here"
@@ -62,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
     command = kinds.add_parser("merge", help="a training run becomes a model checkpoint, LoRA adapters merged")
     command.add_argument("src", metavar="WORKDIR", help="work folder (its newest checkpoint), or WORKDIR/checkpoints/N")
     command.add_argument("dst", metavar="DST", help="where the checkpoint goes (or gs://); must not exist yet")
-    command.add_argument("--dtype", choices=from_torch.DTYPES, help="default: as stored, float32 for what was trained")
+    command.add_argument("--dtype", choices=DTYPES, help="default: as stored, float32 for what was trained")
     add_json(command)
     command.set_defaults(run=run_merge)
 
@@ -70,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
     command.add_argument("dst", type=local_path, metavar="DST", help="where the folder goes; must not exist yet")
     command.add_argument("--preset", required=True, metavar="NAME", help="such as llava_1_5_7b or tiny")
     command.add_argument("--layout", choices=export_plan.FAMILIES, default="official", help="see to-torch (official)")
-    command.add_argument("--dtype", choices=from_torch.DTYPES, default="float16", help="of all weights (float16)")
+    command.add_argument("--dtype", choices=DTYPES, default="float16", help="of all weights (float16)")
     command.add_argument("--seed", type=int, default=0, metavar="S")
     command.add_argument("--layers", type=int, metavar="N", help="only so many decoder layers (default: the preset's)")
     add_json(command)

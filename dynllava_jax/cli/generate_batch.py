@@ -98,7 +98,7 @@ def _answer_all(args: argparse.Namespace, lines: Sequence[_Line], where: str, he
 
     rows = _ROWS if args.rows is None else args.rows
     assistant = load_model(args, buckets=Buckets(rows=(*(fewer for fewer in (1, 4) if fewer < rows), rows)))
-    if not args.goes_on:
+    if not held:
         write_json(where, [])
     failed, warned = [], False
     with Progress("answers", "answer") as progress:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from dynllava_jax.config.check import DTYPES
 from dynllava_jax.errors import InputError
 
 
@@ -14,7 +15,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--selector", metavar="NAME", help="image selector: random, stride, pool, fastv, package.module:Class"
     )
     parser.add_argument("--dense", action="store_true", help="the decoder drops nothing")
-    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16 (as stored)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of weights and computation (as stored)")
     parser.add_argument("--device", metavar="D", help="cpu, gpu or tpu (JAX's default)")
     parser.add_argument("--mesh", metavar="AXES", help="spread over devices, such as data=1,tensor=4")
     parser.add_argument("--conv-template", metavar="T", help="conversation template (the model's own)")

@@ -17,7 +17,6 @@ from dynllava_jax.checkpoint import hashes, store
 from dynllava_jax.checkpoint.leaves import SELECTORS, Target, item_of, leaf_shapes, targets
 from dynllava_jax.checkpoint.load import ShardingRule, fresh_parameters, leaf_shardings
 from dynllava_jax.checkpoint.paths import AnyPath, as_path, reachable
-from dynllava_jax.config.check import DTYPES as DTYPES
 from dynllava_jax.config.hf import from_hf
 from dynllava_jax.config.json_file import wrong
 from dynllava_jax.config.model import ModelConfig, TextPrep
@@ -88,7 +87,7 @@ def convert(
         dst: must not exist, or be empty.
         vision_tower: a CLIPVisionModel or CLIPModel folder.
         prefer_tower: which tower to use where a given one and the one inside SRC differ.
-        dtype: one of `DTYPES`; None keeps each tensor as stored.
+        dtype: one of `config.check.DTYPES`; None keeps each tensor as stored.
         template: the conversation template, which PyTorch checkpoints do not record.
         predictors: give a base LLaVA freshly initialised predictors; otherwise it stays a dense model.
         base: the model that adapters or a projector in `src` were trained on.

@@ -108,7 +108,7 @@ def test_a_stopped_batch_goes_on_to_the_same_answers(
         ]
 
     whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
-    assert main(command(whole)) == 0
+    assert main(command(whole, "--continue")) == 0  # from the beginning: nothing is there yet
 
     asked = []
     answer_batch = Assistant.generate_batch
