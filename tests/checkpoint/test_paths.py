@@ -60,7 +60,7 @@ def test_what_is_no_path_is_refused(wrong: Any) -> None:
             use(wrong)
 
 
-@pytest.mark.parametrize(("wrong", "reason"), [("x" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+@pytest.mark.parametrize(("wrong", "reason"), [("x" * 300, "File name too long"), ("a\0b", ".*embedded null .*")])
 def test_what_can_be_no_files_name_is_refused(wrong: str, reason: str) -> None:
     for use in (dl.load, open_source, lambda name: convert(name, "dst"), lambda name: convert("src", name)):
         with pytest.raises(InputError, match=rf"is nothing that a file can be called \({reason}\); give another"):
