@@ -85,6 +85,39 @@ def test_llavas_questions_get_what_its_scoring_scripts_read(checkpoint: Path, tm
     assert [len(answer["kept_image_tokens"]) for answer in answers] == [1] * 3
 
 
+def test_science_qa_is_asked_as_llava_asks_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(sample("cat").path, tmp_path / "cat.jpg")
+    turns = [{"from": "human", "value": "Context: one.\nWhich?\n<image>"}, {"from": "gpt", "value": "A."}]
+    samples = [
+        {"id": "4", "image": "cat.jpg", "conversations": turns},
+        {"id": "7", "conversations": turns[:1]},
+        {"id": "8", "conversations": []},
+    ]
+    file, out = tmp_path / "test.json", tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(samples, indent=1))
+    asked = []
+    answer_batch = Assistant.generate_batch
+
+    def told(self: Assistant, requests: list, **options: object) -> list:
+        asked.extend(requests)
+        return answer_batch(self, requests, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Assistant, "generate_batch", told)
+    command = ["generate", "--model", str(checkpoint), "--batch", str(file), "--max-new-tokens", "2"]
+    assert main([*command, "--suffix", "Answer with a letter.", "--json", str(out)]) == 2
+    assert f"{file} sample 3: needs an id" in capsys.readouterr().err
+    text = "Context: one.\nWhich?\nAnswer with a letter."
+    assert [(request.question, len(request.images)) for request in asked] == [(f"<image>\n{text}", 1), (text, 0)]
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(answer.get("question_id"), answer.get("prompt")) for answer in answers] == [
+        ("4", f"<image>\n{text}"),
+        ("7", text),
+        (None, None),
+    ]
+
+
 def test_a_stopped_batch_goes_on_to_the_same_answers(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,9 +190,10 @@ def test_a_stopped_batch_goes_on_to_the_same_answers(
     [
         (["--batch", "FILE", "--continue"], "--continue needs --json FILE"),
         (["--batch", "FILE", "--image-folder", "nowhere"], "--image-folder nowhere is no folder"),
-        (["--continue"], "belong to --batch"),
-        (["--image-folder", "."], "belong to --batch"),
-        (["--rows", "2"], "belong to --batch"),
+        (["--continue"], "--continue belongs to --batch"),
+        (["--image-folder", "."], "--image-folder belongs to --batch"),
+        (["--rows", "2"], "--rows belongs to --batch"),
+        (["--suffix", "Answer."], "--suffix belongs to --batch"),
         (["--batch", "FILE", "--rows", "0"], "--rows must be 1 or more, not 0"),
     ],
 )
