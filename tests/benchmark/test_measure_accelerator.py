@@ -35,6 +35,7 @@ def test_all_aims_fit_into_the_budget() -> None:
     assert sum(limits[name] for name in ("attention", "decode", "answer", "prefill", "step")) <= tool.BUDGET
 
 
+@pytest.mark.slow
 def test_records_and_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = "flops --preset tiny"
     use(monkeypatch, Measurement("bad", 60, "flops --preset none", ""), Measurement("good", 60, "", count))

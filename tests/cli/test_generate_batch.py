@@ -118,6 +118,7 @@ def test_science_qa_is_asked_as_llava_asks_it(
     ]
 
 
+@pytest.mark.slow
 def test_a_stopped_batch_goes_on_to_the_same_answers(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

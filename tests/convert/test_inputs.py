@@ -208,6 +208,7 @@ def test_a_base_where_none_is_needed(tmp_path: Path, base: Path) -> None:
         convert(GOLDEN / "checkpoint", tmp_path / "model", base=base)
 
 
+@pytest.mark.slow
 def test_a_bare_language_model_gets_a_projector(tmp_path: Path, base: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     kept = {key: value for key, value in config.items() if not key.startswith("mm_") and key != "sparse_config"}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dynllava_jax.checkpoint.inspect import inspect
 from dynllava_jax.convert.from_torch import convert
@@ -13,6 +14,7 @@ from tests.convert import torch_folders
 from tests.convert.torch_folders import Tensors
 
 
+@pytest.mark.slow
 def test_mutated_folders_are_refused_in_one_line_or_converted() -> None:
     """In a process of its own: the shape checker would refuse a wrong type in a config before the package does."""
     tool = Path(__file__).parents[2] / "tools" / "soak_mutations.py"

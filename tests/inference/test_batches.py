@@ -71,6 +71,7 @@ def test_the_excuse_of_a_near_tie_knows_every_decision(engine: Engine) -> None:
         excuse(engine, one, PLAIN, swapped, alone)
 
 
+@pytest.mark.slow
 def test_a_full_length_text_beside_images(engine: Engine) -> None:
     """The deep length follows the sample that keeps most, here the one that has nothing to drop."""
     shape, sparsity = SHAPES[3]
