@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from dynllava_jax.cli import generate_batch
 from dynllava_jax.cli.main import main
+from dynllava_jax.cli.output import append_json, write_json
 from dynllava_jax.demo.pictures import sample
+from dynllava_jax.errors import InputError
 from dynllava_jax.inference.assistant import Assistant
 from tests.cli.test_generate import KEYS, ask
 
@@ -213,3 +216,18 @@ def test_what_a_line_may_not_say_twice(checkpoint: Path, tmp_path: Path, capsys:
     out, err = capsys.readouterr()
     assert json.loads(out)["question_id"] == 7
     assert "has both question and text" in err
+
+
+def test_answers_for_which_there_is_no_room_leave_the_others_whole(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    write_json(str(file), [])
+    append_json(str(file), [{"text": "one"}])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written: File too large; .* --continue goes on from it"):
+            append_json(str(file), [{"text": "long " * 50}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_json(str(file), [{"text": "two"}])
+    assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == ["one", "two"]
