@@ -9,7 +9,7 @@ from typing import Any
 from dynllava_jax.cli.batch_file import Line, read_held, read_lines
 from dynllava_jax.cli.local_path import local_path
 from dynllava_jax.cli.model_options import load_model
-from dynllava_jax.cli.output import append_json, write_json
+from dynllava_jax.cli.output import json_lines
 from dynllava_jax.cli.pictures import warn_of_foreign
 from dynllava_jax.errors import InputError
 from dynllava_jax.progress import Progress
@@ -49,10 +49,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_absent(args: argparse.Namespace) -> None:
     """Raises InputError for an option that means nothing without `--batch`."""
-    for option in ("image_folder", "suffix", "rows", "goes_on"):
-        if getattr(args, option) not in (None, False):
-            name = "continue" if option == "goes_on" else option.replace("_", "-")
-            raise InputError(f"--{name} belongs to --batch FILE, which is missing.")
+    given = {"--image-folder": args.image_folder, "--suffix": args.suffix, "--rows": args.rows}
+    for option, value in (given | {"--continue": args.goes_on or None}).items():
+        if value is not None:
+            raise InputError(f"{option} belongs to --batch FILE, which is missing.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,10 +86,8 @@ def _answer_all(args: argparse.Namespace, lines: Sequence[Line], where: str, hel
 
     rows = _ROWS if args.rows is None else args.rows
     assistant = load_model(args, buckets=Buckets(rows=(*(fewer for fewer in (1, 4) if fewer < rows), rows)))
-    if not held:
-        write_json(where, [])
     failed, warned = [], False
-    with Progress("answers", "answer") as progress:
+    with json_lines(where, keep=held > 0) as write, Progress("answers", "answer") as progress:
         progress.start(len(lines), held)
         try:
             while held < len(lines):
@@ -98,7 +96,7 @@ def _answer_all(args: argparse.Namespace, lines: Sequence[Line], where: str, hel
                 read = [line.request for line, answer in answered if not isinstance(answer, InputError)]
                 warned = warned or warn_of_foreign(assistant, [image for request in read for image in request.images])
                 records = [_record(line, answer) for line, answer in answered]
-                append_json(where, records)
+                write(records)
                 held += len(records)
                 failed += [record["error"] for record in records if "error" in record]
         except KeyboardInterrupt:

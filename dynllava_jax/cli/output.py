@@ -1,10 +1,12 @@
 """What commands write: `--json [FILE]`, the same for all of them, and files and folders that options name."""
 
 import argparse
+import contextlib
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +67,46 @@ def write_json(where: str, records: Iterable[Any]) -> None:
     write_file("--json", Path(where), _lines(records))
 
 
-def append_json(where: str, records: Iterable[Any]) -> None:
-    """As `write_json`, after what is there already.
+@contextlib.contextmanager
+def json_lines(where: str, *, keep: bool = False) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """A function that writes records as `write_json` does, some at a time; the file stays open, as a pipe has to.
+
+    Args:
+        where: "-" for stdout, or a file.
+        keep: after what the file holds, not in its place.
 
     Raises:
-        InputError: there is no room; the file holds what it held before.
+        InputError: it cannot be opened, or has no room: then the file holds what was written before, and that whole.
     """
     if where == "-":
-        _print(records)
-        sys.stdout.flush()
+
+        def show(records: Iterable[Any]) -> None:
+            _print(records)
+            sys.stdout.flush()
+
+        yield show
         return
-    file, before = Path(where), None
+    file = Path(where)
     try:
-        before = file.stat().st_size
-        with file.open("ab") as opened:
-            opened.write(_lines(records))
+        opened = file.open("ab" if keep else "wb", buffering=0)
     except OSError as error:
-        if before is not None and file.is_file():
-            os.truncate(file, before)
-        raise InputError(
-            f"--json {file} cannot be written: {error.strerror}; what it holds is whole, --continue goes on from it."
-        ) from error
+        raise InputError(f"--json {file} cannot be written: {error.strerror}.") from error
+
+    def write(records: Iterable[Any]) -> None:
+        left, whole = _lines(records), os.fstat(opened.fileno())
+        try:
+            while left:
+                left = left[opened.write(left) :]
+        except OSError as error:
+            if stat.S_ISREG(whole.st_mode):
+                os.ftruncate(opened.fileno(), whole.st_size)
+                opened.seek(0, os.SEEK_END)
+            raise InputError(
+                f"--json {file} cannot be written: {error.strerror}; what it holds is whole (--continue goes on)."
+            ) from error
+
+    with opened:
+        yield write
 
 
 def write_file(option: str, file: Path, content: bytes) -> None:

@@ -49,27 +49,25 @@ class Preparer:
         """
         return self._with_pictures(self._laid_out(request), request)
 
-    def batches(
-        self, requests: Sequence[Request], rows: int
-    ) -> Iterator[list[tuple[int, Prepared] | tuple[int, InputError]]]:
+    def batches(self, requests: Sequence[Request], rows: int) -> Iterator[list[tuple[int, Prepared | InputError]]]:
         """The requests in batches of at most `rows`, those of similar length together, with their places in the list.
 
         The pictures of one batch are read while the caller computes the batch before it, so that memory holds those of
         two batches, however many requests there are. A request that is wrong stands as its error in its place.
         """
         laid_out: list[tuple[int, Prepared]] = []
-        refused: list[tuple[int, InputError]] = []
+        refused: list[tuple[int, Prepared | InputError]] = []
         for place, request in enumerate(requests):
             try:
                 laid_out.append((place, self._laid_out(request)))
             except InputError as error:
                 refused.append((place, error))
         if refused:
-            yield [*refused]
+            yield refused
         # Neighbours of similar length waste the least padding.
         laid_out.sort(key=lambda item: item[1].sample.length)
 
-        def read(item: tuple[int, Prepared]) -> tuple[int, Prepared] | tuple[int, InputError]:
+        def read(item: tuple[int, Prepared]) -> tuple[int, Prepared | InputError]:
             place, prepared = item
             try:
                 return place, self._with_pictures(prepared, requests[place])

@@ -4,13 +4,14 @@ import json
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dynllava_jax.cli import generate_batch
 from dynllava_jax.cli.main import main
-from dynllava_jax.cli.output import append_json, write_json
+from dynllava_jax.cli.output import json_lines
 from dynllava_jax.demo.pictures import sample
 from dynllava_jax.errors import InputError
 from dynllava_jax.inference.assistant import Assistant
@@ -220,14 +221,28 @@ def test_what_a_line_may_not_say_twice(checkpoint: Path, tmp_path: Path, capsys:
 
 def test_answers_for_which_there_is_no_room_leave_the_others_whole(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    write_json(str(file), [])
-    append_json(str(file), [{"text": "one"}])
+    file.write_text("of an earlier run\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(InputError, match=r"cannot be written: File too large; .* --continue goes on from it"):
-            append_json(str(file), [{"text": "long " * 50}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    append_json(str(file), [{"text": "two"}])
-    assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == ["one", "two"]
+    with json_lines(str(file)) as write:
+        write([{"text": "one"}])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            with pytest.raises(InputError, match=r"cannot be written: File too large; .* \(--continue goes on\)"):
+                write([{"text": "long " * 50}])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        write([{"text": "two"}])
+    with json_lines(str(file), keep=True) as write:
+        write([{"text": "three"}])
+    assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == ["one", "two", "three"]
+
+
+def test_a_pipe_is_opened_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(pipe.read_text)
+        with json_lines(str(pipe)) as write:
+            write([{"text": "one"}])
+            write([{"text": "two"}])
+        assert text.result(timeout=30) == '{"text": "one"}\n{"text": "two"}\n'
