@@ -1,4 +1,4 @@
-"""What a file of requests asks: JSON lines of ours, or the questions of LLaVA's benchmarks."""
+"""What a file of requests asks: JSON lines of ours, or the questions of benchmarks in the forms that LLaVA reads."""
 
 import argparse
 import dataclasses
@@ -9,11 +9,12 @@ from typing import Any
 
 from dynllava_jax.cli.model_options import sampler
 from dynllava_jax.cli.pictures import image_source
+from dynllava_jax.cli.question_table import is_table, read_table
 from dynllava_jax.errors import InputError, shown
 
 _WISHES = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-_REPEATED = ("question_id", "category")
-"""Keys of LLaVA's question files that stand in the answer again."""
+_REPEATED = ("question_id", "category", "options", "option_char")
+"""Keys of LLaVA's question files, and of its answers to MMBench, that stand in the answer again."""
 _KEYS = ("image", "images", "question", "text", *_WISHES, *_REPEATED)
 _HANDED_OVER = ("/dev", "/dev/fd", "/proc/self/fd")
 """Where /dev/stdin and `<(command)` lie; no pictures lie beside them."""
@@ -31,7 +32,7 @@ def read_lines(file: Path, folder: Path | None, args: argparse.Namespace) -> lis
     """All requests of a file.
 
     Args:
-        file: a request a line, or one list of samples as LLaVA's ScienceQA has them.
+        file: a request a line, one list of samples as LLaVA's ScienceQA has them, or a table as MMBench's.
         folder: where its pictures lie; None: beside it.
         args: what a request does not say itself, and `suffix`.
 
@@ -57,7 +58,13 @@ def read_lines(file: Path, folder: Path | None, args: argparse.Namespace) -> lis
 
 
 def _records(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """Where each request stands, and what stands there, an InputError where it is no JSON."""
+    """Where each request stands, and what stands there, an InputError where it cannot be read."""
+    if is_table(text):
+        try:
+            yield from read_table(text)
+        except InputError as error:
+            raise InputError(f"--batch {file} {error}") from error
+        return
     if text.lstrip().startswith("["):
         try:
             yield from ((f"sample {number}", sample) for number, sample in enumerate(json.loads(text), 1))
@@ -97,7 +104,7 @@ def _request(asked: Any, args: argparse.Namespace, folder: Path, repeated: dict[
     if "image" in asked and "images" in asked:
         raise InputError("has both image and images; give one of them.")
     images = asked.get("images", [asked["image"]] if "image" in asked else [])
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not all(isinstance(image, (str, bytes)) for image in images):
         raise InputError("images must be a list of paths or addresses.")
     wishes = {key: getattr(args, key) if asked.get(key) is None else asked[key] for key in _WISHES}
     _check_numbers(wishes)
@@ -142,7 +149,9 @@ def _beside(batch: Path) -> Path:
     return Path() if str(batch.parent) in _HANDED_OVER else batch.parent
 
 
-def _relative(image: str, folder: Path) -> str | Path:
+def _relative(image: str | bytes, folder: Path) -> str | bytes | Path:
+    if isinstance(image, bytes):  # of a table, which holds the pictures themselves
+        return image
     if image.startswith(("sample:", "http://", "https://")):
         return image_source(image)
     return folder / image

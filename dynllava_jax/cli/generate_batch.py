@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=local_path,
         metavar="FILE",
-        help="JSON lines, a request each: image(s), question…; or the questions of LLaVA's benchmarks",
+        help="JSON lines, a request each: image(s), question…; or LLaVA's benchmarks' questions, MMBench's table",
     )
     parser.add_argument(
         "--image-folder",

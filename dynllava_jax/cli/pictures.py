@@ -20,7 +20,7 @@ def read_pictures(images: Sequence[str | Path]) -> list[Any]:
     return [load_image(image) for image in images]
 
 
-def warn_of_foreign(assistant: Any, images: Iterable[str | Path]) -> bool:
+def warn_of_foreign(assistant: Any, images: Iterable[str | bytes | Path]) -> bool:
     """The demo model answers about any picture, in the only words that it has. Called once the pictures were read.
 
     Returns:
@@ -29,7 +29,9 @@ def warn_of_foreign(assistant: Any, images: Iterable[str | Path]) -> bool:
     from dynllava_jax.demo import pictures
 
     scenes = {picture.path.absolute() for picture in pictures.SAMPLES if picture.scene}
-    if not assistant.scenes_only or all(Path(image).absolute() in scenes for image in images):
+    if not assistant.scenes_only or all(
+        not isinstance(image, bytes) and Path(image).absolute() in scenes for image in images
+    ):
         return False
     print(
         "dynllava: the demo model knows only its own scenes (dynllava samples); for other pictures convert a "
