@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 ROWS, TEXT, IMAGE = 4, 128, 576
-VOCAB, WIDTH, LAYERS = 2048, 256, 8
+VOCAB = 2048
+DECODER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 8}
+TOWER = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
 USER, ASSISTANT = (337, 495), (363, 495)
 """Ids that begin a turn, which the official code looks for."""
 SPARSE = {
@@ -43,8 +45,8 @@ SPARSE = {
 }
 
 
-def official(folder: Path, repository: Path, steps: int, threads: int) -> list[float]:
-    """Makes weights and batch in `folder` and times the official step."""
+def official_model(folder: Path, repository: Path, vocab: int, decoder: dict[str, int], tower: dict[str, int]) -> Any:
+    """An official model of that size with random weights, which are left in `folder` for ours."""
     import torch
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
@@ -53,27 +55,20 @@ def official(folder: Path, repository: Path, steps: int, threads: int) -> list[f
     import llava.model.dynamic_llava_arch as arch
     from llava.model.language_model.dynamic_llava_llama import DynamicLlavaConfig, DynamicLlavaLlamaForCausalLM
 
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     arch.special_text = {"USER:": list(USER), "ASSISTANT:": list(ASSISTANT)}
-    tower = folder / "vision_tower"
-    size = {"image_size": 336, "patch_size": 14}
-    CLIPVisionModel(
-        CLIPVisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4, **size)
-    ).save_pretrained(tower)
-    CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(tower)
+    kept = folder / "vision_tower"
+    CLIPVisionModel(CLIPVisionConfig(image_size=336, patch_size=14, **tower)).save_pretrained(kept)
+    CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(kept)
     config = DynamicLlavaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=704,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        vocab_size=vocab,
+        **decoder,
+        num_key_value_heads=decoder["num_attention_heads"],
         max_position_embeddings=1024,
         pad_token_id=0,
         tie_word_embeddings=False,
-        mm_vision_tower=str(tower),
-        mm_hidden_size=96,
+        mm_vision_tower=str(kept),
+        mm_hidden_size=tower["hidden_size"],
         mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=-2,
         mm_vision_select_feature="patch",
@@ -88,15 +83,22 @@ def official(folder: Path, repository: Path, steps: int, threads: int) -> list[f
     )
     model = DynamicLlavaLlamaForCausalLM(config)
     model.get_vision_tower().load_model()
-    model.get_vision_tower().requires_grad_(False)
-    model.train()
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, str(checkpoint / "model.safetensors"), {"format": "pt"})
     described = {**config.to_dict(), "mm_vision_tower": "./vision_tower", "model_type": "llava_llama"}
     (checkpoint / "config.json").write_text(json.dumps(described))
+    return model
 
+
+def official(folder: Path, repository: Path, steps: int) -> list[float]:
+    """Makes weights and batch in `folder` and times the official step."""
+    import torch
+
+    model = official_model(folder, repository, VOCAB, DECODER, TOWER)
+    model.get_vision_tower().requires_grad_(False)
+    model.train()
     arrays = _batch()
     np.savez(folder / "batch.npz", **arrays)
     ids, labels, images = (torch.from_numpy(arrays[name]) for name in ("ids", "labels", "images"))
@@ -192,7 +194,10 @@ def main() -> None:
     if args.which == "official":
         if args.repository is None:
             parser.error("official needs --repository")
-        times = official(args.folder, args.repository, args.steps, args.threads)
+        import torch
+
+        torch.set_num_threads(args.threads)
+        times = official(args.folder, args.repository, args.steps)
     else:
         times = ours(args.folder, args.steps, args.remat)
     print(f"{args.which}: median {median(times):.2f} s of {', '.join(f'{t:.2f}' for t in times)}")

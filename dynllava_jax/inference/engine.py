@@ -115,7 +115,9 @@ class Engine:
         self._graph, self._params = nnx.split(model)
         self._constraint = _where(self._params) if mesh is None else activation_constraint(mesh)
         self._check_products(model)
-        self.xla_options = xla_options(None if self._constraint is None else self._constraint.device, dtype)
+        device = None if self._constraint is None else self._constraint.device
+        self._in_pieces = mesh is None and device is not None and device.platform == "cpu"
+        self.xla_options = xla_options(device, dtype)
         jit = functools.partial(jax.jit, compiler_options=self.xla_options)
         self._prefill = jit(self._run_prefill, static_argnames=("plan",))
         self._segment = jit(self._run_segment, static_argnames=("plan",), donate_argnums=(1,))
@@ -285,7 +287,8 @@ class Engine:
 
     def _extend_plan(self, judge: Any, sparsity: SparsityConfig) -> ExtendPlan:
         probe = Probe(logits=self._collect_logits and judge == "output")
-        return ExtendPlan(sparsity, judge, probe, attention=self._attention, dtype=self.dtype, products=self._products)
+        how = {"attention": self._attention, "products": self._products, "in_pieces": self._in_pieces}
+        return ExtendPlan(sparsity, judge, probe, dtype=self.dtype, **how)
 
     def _nocache_plan(self, shape: Shape, sparsity: SparsityConfig) -> nocache.NoCachePlan:
         plan = self._prefill_plan(shape, sparsity)

@@ -19,6 +19,7 @@ from dynllava_jax.model.decoder import Attend, run_stack
 from dynllava_jax.model.dynllava import DynamicLlava
 from dynllava_jax.model.fused import run_fused
 from dynllava_jax.model.probe import NOTHING, Probe
+from dynllava_jax.nn.pieces import FEW_TOKENS
 from dynllava_jax.nn.rope import rope
 from dynllava_jax.sparsify.selector import TokenView
 
@@ -32,6 +33,7 @@ class ExtendPlan:
         judge: which predictor decides what the deep cache keeps: of a generated token or of an instruction.
         probe, attention, dtype: as in `PrefillPlan`.
         products: fused kernels for the products of one new token a sample (`kernels.products`); None: by XLA.
+        in_pieces: XLA's products of few new tokens take the weights piece by piece (`nn.pieces`): on CPUs.
     """
 
     sparsity: SparsityConfig
@@ -40,6 +42,7 @@ class ExtendPlan:
     attention: api.Implementation = None
     dtype: str = "float32"
     products: str | None = None
+    in_pieces: bool = False
 
 
 class ExtendOutput(NamedTuple):
@@ -89,7 +92,8 @@ def extend(
     by = rope(model.config.decoder, cache.shallow.length[:, None] + steps)
     trace, count = plan.probe.hidden, tokens.shape[1]
     products = fused_products(plan.products) if count == 1 else None
-    run = functools.partial(run_stack, capacity=count, trace=trace)
+    in_pieces = plan.in_pieces and tokens.size <= FEW_TOKENS
+    run = functools.partial(run_stack, capacity=count, trace=trace, in_pieces=in_pieces)
     if products is not None:
         run = functools.partial(run_fused, products, trace=trace)
     shallow = run(model.decoder.shallow, hidden, by, _attend(cache.shallow, plan))
@@ -104,7 +108,7 @@ def extend(
     if not plan.probe.logits:
         out = jnp.take_along_axis(out, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return ExtendOutput(
-        logits=model.decoder.logits(out),
+        logits=model.decoder.logits(out, in_pieces=in_pieces),
         cache=Cache(
             cache.shallow.append(*shallow.keys_values(), real),
             cache.deep.append(*deep.keys_values(), real & keep),

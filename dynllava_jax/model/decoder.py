@@ -17,10 +17,11 @@ from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.kernels.api import RESIDUALS
 from dynllava_jax.nn.attention import Attention
 from dynllava_jax.nn.constrain import constrain
-from dynllava_jax.nn.linear import Linear
+from dynllava_jax.nn.linear import Linear, multiply
 from dynllava_jax.nn.mlp import GatedMlp
 from dynllava_jax.nn.norm import RmsNorm
 from dynllava_jax.nn.param import normal, param
+from dynllava_jax.nn.pieces import kernel_in_pieces, layer_in_pieces
 from dynllava_jax.nn.rope import Rope
 from dynllava_jax.nn.stack import num_layers, stack
 
@@ -90,11 +91,13 @@ class Decoder(nnx.Module):
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
         return kernel.astype(dtype)
 
-    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """float32 vocabulary logits of the residual stream after the last layer."""
+    def logits(self, hidden: Float[Array, "*B D"], *, in_pieces: bool = False) -> Float[Array, "*B V"]:
+        """float32 vocabulary logits of the residual stream after the last layer; `in_pieces` as in `run_stack`."""
         x = self.final_norm(hidden)
         if self.head is None:
             return jnp.einsum("...d,vd->...v", x, self.embedding[...].astype(x.dtype)).astype(jnp.float32)
+        if in_pieces:
+            return multiply(x, kernel_in_pieces(self.head.kernel[...])).astype(jnp.float32)
         return self.head(x).astype(jnp.float32)
 
 
@@ -108,6 +111,7 @@ def run_stack(
     trace: bool = False,
     watch: Watch | None = None,
     remat: Remat = "none",
+    in_pieces: bool = False,
 ) -> StackOutput:
     """Runs one stack by `lax.scan`.
 
@@ -121,6 +125,7 @@ def run_stack(
         trace: also return the residual stream after every layer.
         watch: also return what this makes of every layer's rotated queries and keys.
         remat: what a backward pass need not compute again.
+        in_pieces: multiply by large weights where they lie in their stack, see `nn.pieces`: for few tokens on a CPU.
     """
 
     def body(carry: tuple[Array, Array], layer: DecoderLayer) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
@@ -135,8 +140,12 @@ def run_stack(
         return (x, index + 1), (key, value, x if trace else None, watched)
 
     # Counted, not scanned over: cutting a number out of an array of them would be a kernel of its own in every layer.
-    carry = (hidden, jnp.zeros((), jnp.int32))
-    (hidden, _), (key, value, traced, watched) = jax.lax.scan(_remat(body, remat), carry, layers, num_layers(layers))
+    carry, count = (hidden, jnp.zeros((), jnp.int32)), num_layers(layers)
+    if in_pieces:
+        (hidden, _), kept = jax.lax.scan(lambda c, _: body(c, layer_in_pieces(layers, c[1])), carry, None, count)
+    else:
+        (hidden, _), kept = jax.lax.scan(_remat(body, remat), carry, layers, count)
+    key, value, traced, watched = kept
     return StackOutput(hidden, key, value, traced, watched)
 
 

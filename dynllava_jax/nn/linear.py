@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dynllava_jax.config.training import LoraConfig
 from dynllava_jax.nn.param import normal, param, zeros
+from dynllava_jax.nn.pieces import Pieces
 
 LORA_NAMES = ("lora_a", "lora_b")
 
@@ -36,11 +37,18 @@ class Linear(nnx.Module):
         self.lora_scale = lora.scale if lora else 0.0
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        y = multiply(x, self.kernel[...])
         if self.lora_a is not None and self.lora_b is not None:
             low = jnp.einsum("...i,ir->...r", x, self.lora_a[...].astype(x.dtype))
             y = y + jnp.einsum("...r,ro->...o", low, self.lora_b[...].astype(x.dtype)) * self.lora_scale
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def multiply(x: Float[Array, "*B I"], kernel: Float[Array, "I O"] | Pieces) -> Float[Array, "*B O"]:
+    """`x @ kernel`, computed in the dtype of `x`."""
+    if isinstance(kernel, Pieces):
+        return kernel.multiply(x)
+    return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype))
 
 
 def adapter(lora: LoraConfig | None, name: str) -> LoraConfig | None:

@@ -49,12 +49,20 @@ def test_a_segment_copies_neither_weights_nor_cache(name, mesh, rows, grown, att
     assert needs.output < 2**20
 
 
-@pytest.mark.parametrize("program", [compile_prefill, compile_segment])
-def test_a_cpu_holds_no_second_copy_of_bfloat16_weights(program):
-    """It multiplies in float32: one layer at a time, not all of them before the first."""
+@pytest.mark.parametrize(
+    ("program", "dtype", "share"),
+    [
+        (compile_prefill, "bfloat16", 0.11),
+        (compile_segment, "bfloat16", 0.02),  # jax 0.10 has the cache go through float32 when a token is stored
+        (compile_segment, "float16", 0.01),
+        (compile_segment, "float32", 0.01),
+    ],
+)
+def test_a_cpu_holds_no_second_copy_of_weights(program, dtype, share):
+    """It multiplies in float32: by one layer at a time, for a single token by a piece of one, not all of them."""
     shape = Shape(1, images=1, length=768, deep_length=256, answer=128)
-    needs = memory(program(dynamic_llava_7b(), shape, jax.devices("cpu")[0], dtype="bfloat16"))
-    assert needs.temporaries < 0.11 * needs.arguments
+    needs = memory(program(dynamic_llava_7b(), shape, jax.devices("cpu")[0], dtype=dtype))
+    assert needs.temporaries < share * needs.arguments
 
 
 @needs_cuda
