@@ -40,6 +40,7 @@ class Pieces:
     layer: Int[Array, ""]
 
     def __getitem__(self, whole: EllipsisType) -> "Pieces":
+        """Itself, as `[...]` gives what a parameter holds."""
         return self
 
     def multiply(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
