@@ -44,11 +44,11 @@ class Pieces:
         return self
 
     def multiply(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        """`x @ stack[layer]`, added up in float32, in the dtype of `x`."""
+        """`x @ stack[layer]` of weights in the dtype of `x`, added up in float32."""
         _, inputs, outputs = self.stack.shape
 
         def add(first: int | Int[Array, ""], rows: int, y: Float[Array, "*B O"]) -> Float[Array, "*B O"]:
-            piece = jax.lax.dynamic_slice(self.stack, (self.layer, first, 0), (1, rows, outputs))[0]
+            piece = jax.lax.dynamic_slice(self.stack, (self.layer, first, 0), (1, rows, outputs))[0].astype(x.dtype)
             part = jax.lax.dynamic_slice_in_dim(x, first, rows, axis=-1)
             return y + jnp.einsum("...i,io->...o", part.astype(jnp.float32), piece.astype(jnp.float32))
 
