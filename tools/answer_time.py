@@ -3,18 +3,17 @@
     OFFICIAL_PYTHON tools/answer_time.py official FOLDER --repository DIR   # makes weights and prompt, times its answer
     python tools/answer_time.py ours FOLDER                                # converts the weights, times ours
 
-As `step_time.py`, whose official environment this needs too. A picture and `TEXT` tokens are asked, one request alone;
-the first answer of each is not counted.
+FOLDER carries weights and prompt from one to the other (see `beside_official.py`). A picture and `TEXT` tokens are
+asked, one request alone; the first answer of each is not counted.
 """
 
-import argparse
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from step_time import IMAGE, USER, official_model
+from beside_official import IMAGE, USER, converted, official_model, parse, parser
 
 VOCAB, TEXT = 32000, 64
 DECODER = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 16, "num_attention_heads": 16}
@@ -58,16 +57,13 @@ def ours(folder: Path, dtype: str, tokens: int, answers: int, *, exact: bool) ->
     from dynllava_jax.benchmark.generation import exact_buckets
     from dynllava_jax.benchmark.shapes import GenerationShape
     from dynllava_jax.checkpoint.load import load
-    from dynllava_jax.convert.from_torch import convert
     from dynllava_jax.data.spans import expand
     from dynllava_jax.inference.buckets import Buckets
     from dynllava_jax.inference.engine import Engine
     from dynllava_jax.inference.run import Prepared, Run
     from dynllava_jax.inference.sampling import GREEDY
 
-    if not (folder / "jax").exists():
-        convert(folder / "checkpoint", folder / "jax", vision_tower=folder / "vision_tower")
-    model = load(folder / "jax", dtype=jnp.dtype(dtype))
+    model = load(converted(folder), dtype=jnp.dtype(dtype))
     shape = GenerationShape(batch=1, text=TEXT, images=1, new=tokens)
     buckets = exact_buckets(model.config, shape, cached=True) if exact else Buckets()
     engine = Engine(model, buckets=buckets, dtype=dtype)
@@ -84,25 +80,13 @@ def ours(folder: Path, dtype: str, tokens: int, answers: int, *, exact: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=("official", "ours"))
-    parser.add_argument("folder", type=Path, help="for weights and prompt")
-    parser.add_argument(
-        "--repository", type=Path, help="a checkout of the official code (github.com/Osilly/dynamic_llava)"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer")
-    parser.add_argument("--answers", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes all cores")
-    parser.add_argument("--exact", action="store_true", help="ours: shapes of this prompt alone, nothing is padded")
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    options = parser(__doc__)
+    options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    options.add_argument("--tokens", type=int, default=33, help="of an answer, 2 at least")
+    options.add_argument("--answers", type=int, default=3, help="that are timed")
+    options.add_argument("--exact", action="store_true", help="ours: shapes of this prompt alone, nothing is padded")
+    args = parse(options)
     if args.which == "official":
-        if args.repository is None:
-            parser.error("official needs --repository")
-        import torch
-
-        torch.set_num_threads(args.threads)
         times = official(args.folder, args.repository, args.dtype, args.tokens, args.answers)
     else:
         times = ours(args.folder, args.dtype, args.tokens, args.answers, exact=args.exact)

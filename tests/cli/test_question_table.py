@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynllava_jax.cli.main import main
@@ -95,6 +95,7 @@ def test_the_longest_cell_of_others_stays_what_it_was() -> None:
     assert csv.field_size_limit() == before
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0), LINES.filter(str.strip), st.binary(min_size=1)), min_size=1))
 def test_nothing_of_a_written_table_is_lost(rows: list[tuple[int, str, bytes]]) -> None:
     written = io.StringIO()
